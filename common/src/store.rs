@@ -1,0 +1,20 @@
+//! Everything Switchback does in Redis: one file per concern, Lua beside its wrapper.
+//!
+//! Every key is catalogued in [`keyspace::Key`]. One operation is one function and at most one script.
+
+pub mod claim;
+pub mod connect;
+pub mod enqueue;
+pub mod error;
+pub mod gate;
+pub mod inspect;
+pub mod keyspace;
+pub mod log;
+pub mod push;
+pub mod reply;
+mod script;
+pub mod session;
+pub mod settle;
+
+/// The consumer group of every stream.
+pub const GROUP: &str = "workers";

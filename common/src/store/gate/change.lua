@@ -1,0 +1,40 @@
+-- gate/change.lua — change the gate on behalf of a person or a program.
+-- KEYS  1 gate  2 gatestate  3 history  4 versions
+-- ARGV  1 source  2 by  3 why  4 operation id  5 if_rev or ''  6.. field, value, field, value…
+-- Reply {'changed'|'same', state…, previous active} | {'refused', field, reason} | {'moved', state…} | {'unsealed'}
+-- Keeps P9: seals what is pending first, so a human's edit wins; an operation id counts once, so a resend is harmless.
+local meta = { source = ARGV[1], by = ARGV[2], why = ARGV[3], op = ARGV[4] }
+local cur = seal_pending('redis-cli')
+local wanted = {}
+for i = 6, #ARGV, 2 do wanted[ARGV[i]] = ARGV[i + 1] end
+if not cur then
+  -- P8: the sealed state is gone. Only an explicit `active` may begin a new one, above every revision on record.
+  if not known(wanted.active or wanted.only or '') then return { 'unsealed' } end
+  local last = redis.call('XREVRANGE', history, '+', '-', 'COUNT', 1)[1]
+  local rev = 0
+  if last then
+    for i = 1, #last[2], 2 do if last[2][i] == 'rev' then rev = tonumber(last[2][i + 1]) end end
+  end
+  cur = { rev = rev, digest = '', active = wanted.active or wanted.only, candidate = '', percent = '0', pins = '', paused = '0' }
+end
+for _, entry in ipairs(redis.call('XREVRANGE', history, '+', '-', 'COUNT', 50)) do
+  for i = 1, #entry[2], 2 do
+    if entry[2][i] == 'op' and entry[2][i + 1] == meta.op then return reply('changed', cur) end
+  end
+end
+if ARGV[5] ~= '' and tonumber(ARGV[5]) ~= cur.rev then return reply('moved', cur) end
+local want = for_people(cur)
+for name, value in pairs(wanted) do want[name] = value end
+-- Whoever names the percent means it, even if it equals the old one.
+local asked = cur
+if wanted.percent then
+  asked = {}
+  for name, value in pairs(cur) do asked[name] = value end
+  asked.percent = ''
+  if wanted.candidate then asked.candidate = '' end
+end
+local new, refused, dropped = judge(asked, want)
+for name, reason in pairs(refused) do return { 'refused', name, reason } end
+meta.dropped = dropped
+new = write(cur, new, hash(gate), meta)
+return reply(new.rev == cur.rev and 'same' or 'changed', new)

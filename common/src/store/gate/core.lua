@@ -1,0 +1,200 @@
+#!lua flags=allow-oom
+-- gate/core.lua — what every gate script shares: judging people's edits and writing revisions.
+-- KEYS  1 gate  2 gatestate  3 history  4 versions
+-- ARGV  by the script that follows
+-- Reply by the script that follows; a state is {rev, digest, time_us, active, candidate, percent, pins, paused}
+-- Keeps P8 (missing or invalid: the sealed state stays), P9 (one history entry per effective change).
+local gate, state, history, versions = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local FIELDS = { 'active', 'candidate', 'percent', 'pins', 'paused' }
+local SETTABLE = { active = 1, candidate = 1, percent = 1, pins = 1, paused = 1, only = 1, inflight = 1, by = 1, why = 1 }
+local HISTORY_KEPT, MAX_PINS, MAX_PIN_BYTES = 10000, 1000, 32768
+
+local function now_us()
+  local t = redis.call('TIME')
+  return string.format('%d%06d', t[1], t[2])
+end
+
+local function hash(key)
+  local flat, out = redis.call('HGETALL', key), {}
+  for i = 1, #flat, 2 do out[flat[i]] = flat[i + 1] end
+  return out
+end
+
+-- Byte-sorted, length-prefixed: equal text means equal hash. Rust builds the same from HGETALL.
+local function fingerprint(fields)
+  local names, out = {}, {}
+  for name in pairs(fields) do names[#names + 1] = name end
+  table.sort(names)
+  for _, name in ipairs(names) do
+    out[#out + 1] = #name .. ':' .. name .. #fields[name] .. ':' .. fields[name]
+  end
+  return table.concat(out)
+end
+
+local function sealed()
+  local v = redis.call('HMGET', state, 'rev', 'digest', unpack(FIELDS))
+  if not v[1] then return nil end
+  local g = { rev = tonumber(v[1]), digest = v[2] }
+  for i, name in ipairs(FIELDS) do g[name] = v[i + 2] or '' end
+  return g
+end
+
+local function digest(g)
+  local out = {}
+  for _, name in ipairs(FIELDS) do out[#out + 1] = g[name] end
+  return redis.sha1hex(table.concat(out, '\0'))
+end
+
+-- What people see of a state: no field without a meaning.
+local function for_people(g)
+  local out = { active = g.active, paused = g.paused }
+  if g.candidate ~= '' then out.candidate, out.percent = g.candidate, g.percent end
+  if g.pins ~= '' then out.pins = g.pins end
+  return out
+end
+
+local function known(version)
+  return version ~= '' and redis.call('HEXISTS', versions, version) == 1
+end
+
+local function canonical_percent(text)
+  if not (string.match(text, '^%d+$') or string.match(text, '^%d+%.%d+$')) or #text > 12 then return nil end
+  local milli = math.floor(tonumber(text) * 1000 + 0.5)
+  if milli > 100000 then return nil end
+  local out = string.format('%.3f', milli / 1000)
+  return (string.gsub(string.gsub(out, '0+$', ''), '%.$', ''))
+end
+
+local function canonical_pins(text)
+  if #text > MAX_PIN_BYTES then return nil, 'longer than ' .. MAX_PIN_BYTES .. ' bytes' end
+  local by_key, keys = {}, {}
+  for pin in string.gmatch(text, '%S+') do
+    local key, version = string.match(pin, '^(.+)=([^=]+)$')
+    if not key then return nil, 'not key=version: ' .. string.sub(pin, 1, 80) end
+    if not known(version) then return nil, 'unknown version ' .. string.sub(version, 1, 64) end
+    if not by_key[key] then keys[#keys + 1] = key end
+    by_key[key] = version
+  end
+  if #keys > MAX_PINS then return nil, 'more than ' .. MAX_PINS .. ' pins' end
+  table.sort(keys)
+  for i, key in ipairs(keys) do keys[i] = key .. '=' .. by_key[key] end
+  return table.concat(keys, ' ')
+end
+
+local function pins_of(text, version)
+  local kept = {}
+  for pin in string.gmatch(text, '%S+') do
+    if string.match(pin, '=([^=]+)$') == version then kept[#kept + 1] = pin end
+  end
+  return table.concat(kept, ' ')
+end
+
+local OFF = { ['0'] = 1, ['false'] = 1, ['no'] = 1, ['off'] = 1, [''] = 1 }
+local function judge_paused(text) return OFF[string.lower(text)] and '0' or '1' end
+
+-- Judges the wanted fields against the sealed state. Returns the state to seal and what was refused or dropped.
+local function judge(cur, want)
+  local new, refused, dropped = {}, {}, {}
+  for _, name in ipairs(FIELDS) do new[name] = cur[name] end
+  new.paused = judge_paused(want.paused or '') -- alone and always
+  local only = want.only
+  if only and known(only) then
+    -- P3: the rollback that always works, whatever else was going on. What came with it is dropped.
+    new.active, new.candidate, new.percent, new.pins = only, '', '0', pins_of(cur.pins, only)
+    local was = for_people(cur)
+    for name, value in pairs(want) do
+      if name ~= 'only' and name ~= 'paused' and name ~= 'by' and name ~= 'why' and value ~= was[name] and name ~= 'inflight' then
+        dropped[name] = string.sub(value, 1, 200)
+      end
+    end
+    if want.inflight and want.inflight ~= 'finish' then dropped.inflight = string.sub(want.inflight, 1, 200) end
+    return new, refused, dropped
+  end
+  local function refuse(name, reason)
+    refused[name] = string.sub(want[name] or '', 1, 200) .. ': ' .. reason
+  end
+  if only then refuse('only', 'unknown version') end
+  for name in pairs(want) do
+    if not SETTABLE[name] then refuse(name, 'unknown field') end
+  end
+  if want.inflight and want.inflight ~= 'finish' then refuse('inflight', 'not one of: finish') end
+  local active = want.active or cur.active -- a deleted field does not unset it
+  if not known(active) and active ~= cur.active then refuse('active', active == '' and 'empty' or 'unknown version') end
+  local candidate = want.candidate or ''
+  if candidate ~= '' and candidate ~= cur.candidate and not known(candidate) then refuse('candidate', 'unknown version') end
+  local percent = want.percent and canonical_percent(want.percent) or (not want.percent and '0')
+  if not percent then refuse('percent', 'not a number from 0 to 100') end
+  local pins, problem = cur.pins, nil
+  if (want.pins or '') ~= cur.pins then pins, problem = canonical_pins(want.pins or '') end
+  if problem then refuse('pins', problem) end
+  if percent and percent ~= '0' and candidate == '' and percent ~= cur.percent then refuse('percent', 'there is no candidate') end
+  if next(refused) then return new, refused, dropped end
+
+  local new_candidate = candidate ~= cur.candidate
+  if active ~= cur.active and not new_candidate and candidate ~= '' then
+    dropped.candidate, candidate, percent = candidate, '', '0' -- it belonged to the old active
+  elseif new_candidate and percent == cur.percent and percent ~= '0' then
+    dropped.percent, percent = percent, '0' -- yesterday's percent is not today's
+  end
+  if candidate == active then candidate = '' end
+  if candidate == '' then percent = '0' end
+  new.active, new.candidate, new.percent, new.pins = active, candidate, percent, pins
+  return new, refused, dropped
+end
+
+local function json(t) return next(t) and cjson.encode(t) or '' end
+
+-- Seals `new` if it differs from `cur`, writes the human hash back, remembers what it looks like then.
+local function write(cur, new, raw, meta)
+  local at, wanted = now_us(), digest(new)
+  new.rev, new.digest = cur.rev, wanted
+  if wanted ~= cur.digest then
+    new.rev = math.max(cur.rev, meta.above or 0) + 1
+    redis.call('HSET', state, 'rev', new.rev, 'digest', wanted, 'sealed_at', at,
+      'active', new.active, 'candidate', new.candidate, 'percent', new.percent, 'pins', new.pins, 'paused', new.paused)
+    redis.call('XADD', history, 'MAXLEN', '~', HISTORY_KEPT, '*', 'kind', 'change', 'rev', new.rev, 'at', at,
+      'source', meta.source, 'by', meta.by or '', 'why', meta.why or '', 'op', meta.op or '', 'digest', wanted,
+      'before', json(cur.rev > 0 and for_people(cur) or {}), 'after', json(for_people(new)), 'dropped', json(meta.dropped or {}))
+  end
+  local people = for_people(new)
+  for name, value in pairs(people) do
+    if raw[name] ~= value then redis.call('HSET', gate, name, value) end
+  end
+  for name in pairs(raw) do
+    if not people[name] then redis.call('HDEL', gate, name) end
+  end
+  local seen = fingerprint(people)
+  if redis.call('HGET', state, 'seen') ~= seen then redis.call('HSET', state, 'seen', seen) end
+  return new
+end
+
+local function note(kind, cur, meta)
+  redis.call('XADD', history, 'MAXLEN', '~', HISTORY_KEPT, '*', 'kind', kind, 'rev', cur.rev, 'at', now_us(),
+    'source', meta.source, 'by', meta.by or '', 'why', meta.why or '', 'refused', json(meta.refused or {}))
+end
+
+-- Seals whatever people changed since the last look. Returns the state in force and a word for what happened.
+local function seal_pending(source)
+  local cur = sealed()
+  if not cur then return nil, 'unsealed' end
+  local raw = hash(gate)
+  if fingerprint(raw) == redis.call('HGET', state, 'seen') then return cur, 'same' end
+  if not next(raw) then
+    note('restored', cur, { source = source, why = 'the gate hash was missing; the sealed state stays in force' })
+    return write(cur, cur, raw, { source = source }), 'restored'
+  end
+  local meta = { source = source, by = string.sub(raw.by or '', 1, 64), why = string.sub(raw.why or '', 1, 500) }
+  local new, refused, dropped = judge(cur, raw)
+  meta.refused, meta.dropped = refused, dropped
+  new = write(cur, new, raw, meta)
+  if next(refused) then
+    note('refused', new, meta)
+    return new, 'refused'
+  end
+  if new.rev == cur.rev and (raw.by or raw.why) then note('note', new, meta) end
+  return new, new.rev == cur.rev and 'same' or 'sealed'
+end
+
+local function reply(word, g)
+  return { word, g.rev, g.digest, now_us(), g.active, g.candidate, g.percent, g.pins, g.paused }
+end

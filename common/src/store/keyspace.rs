@@ -1,0 +1,262 @@
+//! The catalogue of every key Switchback keeps in Redis. No other file spells one.
+//!
+//! The kind comes first, so that a kind can be tracked or granted by prefix (`sb:gate:*`); the queue is the
+//! hash tag, so that all keys of a queue share a slot and a script may touch any of them.
+
+use std::fmt::Write as _;
+
+use crate::{
+    id::SessionId,
+    name::{Namespace, Queue, Version, is_valid_name},
+};
+
+/// Renders keys under one prefix, and reads them back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keyspace {
+    prefix: String,
+}
+
+/// Every key, once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Key {
+    /// STREAM · per queue · waiting, in-flight and, for a while, done tasks; group `workers` from `0`.
+    /// Written by producers (and by hand), [`promote`](super::delayed), trimmed by the trimmer.
+    Stream(Queue),
+    /// STREAM · per queue · recovered, released and swept tasks; read before the main stream.
+    Head(Queue),
+    /// STREAM · per queue and version · tasks the gate gave to a version that the claiming worker lacks.
+    Lane(Queue, Version),
+    /// ZSET · per queue · task id by due time (ms): retrying tasks.
+    Delayed(Queue),
+    /// HASH · per queue · task id -> packed entry fields of a delayed task. Same life as its zset member.
+    Envelope(Queue),
+    /// STREAM · per queue · dead letters: the entry's own fields plus `dead_*`. Never trimmed.
+    Dead(Queue),
+    /// HASH · per queue · **for people**: `active candidate percent pins paused`, one-shot `only inflight by why`.
+    Gate(Queue),
+    /// HASH · per queue · scripts only: `rev digest sealed_at seen` and the sealed values.
+    GateState(Queue),
+    /// STREAM · per queue · every gate revision; about 10 000 entries.
+    History(Queue),
+    /// HASH · per queue · every version ever registered -> JSON of first seen and build. Never reaped.
+    Versions(Queue),
+    /// STRING, PX · per session · exists while the session lives.
+    Lease(Queue, SessionId),
+    /// HASH · per queue · session -> JSON of who it is; `<session>:rev`, `:running`, `:reaping` beside it.
+    Sessions(Queue),
+    /// STREAM · per queue · attempts (one entry per settle batch) and sessions; trimmed by age and size.
+    Log(Queue),
+    /// HASH · per queue and minute of Redis's clock · `<version>:<done|retried|dead|…>` counters; TTL 25 h.
+    Stats(Queue, u64),
+    /// STRING, PX · per idempotent enqueue · the entry id of the first try.
+    UniqueId(Queue, String),
+    /// SET · per namespace · directory of its queues. The only key outside a queue's slot.
+    Queues(Namespace),
+}
+
+/// The Redis type of a key, as `TYPE` prints it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyType {
+    /// A stream.
+    Stream,
+    /// A hash.
+    Hash,
+    /// A string.
+    String,
+    /// A set.
+    Set,
+    /// A sorted set.
+    Zset,
+}
+
+impl KeyType {
+    /// What `TYPE` prints.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::Hash => "hash",
+            Self::String => "string",
+            Self::Set => "set",
+            Self::Zset => "zset",
+        }
+    }
+}
+
+impl Default for Keyspace {
+    fn default() -> Self {
+        Self {
+            prefix: "sb".to_owned(),
+        }
+    }
+}
+
+impl Keyspace {
+    /// Keys under `prefix`, which is a name like any other. Defaults to `sb`.
+    ///
+    /// # Errors
+    /// The prefix, when it is not a valid name.
+    pub fn new(prefix: &str) -> Result<Self, String> {
+        if is_valid_name(prefix) {
+            Ok(Self {
+                prefix: prefix.to_owned(),
+            })
+        } else {
+            Err(prefix.to_owned())
+        }
+    }
+
+    /// The one prefix that covers every gate and nothing else, for `CLIENT TRACKING … PREFIX`.
+    #[must_use]
+    pub fn gate_prefix(&self) -> String {
+        format!("{}:gate:", self.prefix)
+    }
+
+    /// The key's text.
+    #[must_use]
+    pub fn render(&self, key: &Key) -> String {
+        let mut out = String::with_capacity(64);
+        let prefix = &self.prefix;
+        let (kind, queue) = match key {
+            Key::Stream(q) => ("stream", q),
+            Key::Head(q) => ("head", q),
+            Key::Lane(q, _) => ("lane", q),
+            Key::Delayed(q) => ("delayed", q),
+            Key::Envelope(q) => ("envelope", q),
+            Key::Dead(q) => ("dead", q),
+            Key::Gate(q) => ("gate", q),
+            Key::GateState(q) => ("gatestate", q),
+            Key::History(q) => ("history", q),
+            Key::Versions(q) => ("versions", q),
+            Key::Lease(q, _) => ("lease", q),
+            Key::Sessions(q) => ("sessions", q),
+            Key::Log(q) => ("log", q),
+            Key::Stats(q, _) => ("stats", q),
+            Key::UniqueId(q, _) => ("unique", q),
+            Key::Queues(namespace) => return format!("{prefix}:queues:{{{namespace}}}"),
+        };
+        let _ = write!(out, "{prefix}:{kind}:{{{}:{}}}", queue.namespace, queue.task_type);
+        let _ = match key {
+            Key::Lane(_, version) => write!(out, ":{version}"),
+            Key::Lease(_, session) => write!(out, ":{session}"),
+            Key::Stats(_, minute) => write!(out, ":{minute}"),
+            Key::UniqueId(_, id) => write!(out, ":id:{id}"),
+            Key::Stream(_)
+            | Key::Head(_)
+            | Key::Delayed(_)
+            | Key::Envelope(_)
+            | Key::Dead(_)
+            | Key::Gate(_)
+            | Key::GateState(_)
+            | Key::History(_)
+            | Key::Versions(_)
+            | Key::Sessions(_)
+            | Key::Log(_)
+            | Key::Queues(_) => Ok(()),
+        };
+        out
+    }
+
+    /// The key a text stands for; `None` for a text that is none of ours.
+    #[must_use]
+    pub fn parse(&self, text: &str) -> Option<Key> {
+        let rest = text.strip_prefix(self.prefix.as_str())?.strip_prefix(':')?;
+        let (kind, rest) = rest.split_once(":{")?;
+        let (tag, tail) = rest.split_once('}')?;
+        if kind == "queues" {
+            return tail.is_empty().then(|| Namespace::new(tag).ok().map(Key::Queues))?;
+        }
+        let (namespace, task_type) = tag.split_once(':')?;
+        let queue = Queue::new(namespace.parse().ok()?, task_type.parse().ok()?);
+        let tail = match tail.strip_prefix(':') {
+            Some(tail) if !tail.is_empty() => Some(tail),
+            Some(_) => return None,
+            None if tail.is_empty() => None,
+            None => return None,
+        };
+        Some(match (kind, tail) {
+            ("stream", None) => Key::Stream(queue),
+            ("head", None) => Key::Head(queue),
+            ("lane", Some(version)) => Key::Lane(queue, version.parse().ok()?),
+            ("delayed", None) => Key::Delayed(queue),
+            ("envelope", None) => Key::Envelope(queue),
+            ("dead", None) => Key::Dead(queue),
+            ("gate", None) => Key::Gate(queue),
+            ("gatestate", None) => Key::GateState(queue),
+            ("history", None) => Key::History(queue),
+            ("versions", None) => Key::Versions(queue),
+            ("lease", Some(session)) => Key::Lease(queue, SessionId::from_found(session)),
+            ("sessions", None) => Key::Sessions(queue),
+            ("log", None) => Key::Log(queue),
+            ("stats", Some(minute)) => Key::Stats(queue, minute.parse().ok()?),
+            ("unique", Some(tail)) => Key::UniqueId(queue, tail.strip_prefix("id:")?.to_owned()),
+            _ => return None,
+        })
+    }
+}
+
+impl Key {
+    /// The type Redis must show for it.
+    #[must_use]
+    pub fn key_type(&self) -> KeyType {
+        match self {
+            Self::Stream(_) | Self::Head(_) | Self::Lane(..) | Self::Dead(_) | Self::History(_) | Self::Log(_) => {
+                KeyType::Stream
+            }
+            Self::Envelope(_)
+            | Self::Gate(_)
+            | Self::GateState(_)
+            | Self::Versions(_)
+            | Self::Sessions(_)
+            | Self::Stats(..) => KeyType::Hash,
+            Self::Lease(..) | Self::UniqueId(..) => KeyType::String,
+            Self::Queues(_) => KeyType::Set,
+            Self::Delayed(_) => KeyType::Zset,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn every_key_reads_back(ns in "[A-Za-z0-9._-]{1,64}", ty in "[A-Za-z0-9._-]{1,64}",
+                                tail in "[A-Za-z0-9._-]{1,64}", minute: u64, prefix in "[a-z]{1,8}") {
+            let keyspace = Keyspace::new(&prefix).unwrap();
+            let q = || Queue::new(ns.parse().unwrap(), ty.parse().unwrap());
+            let keys = [
+                Key::Stream(q()), Key::Head(q()), Key::Lane(q(), tail.parse().unwrap()), Key::Delayed(q()),
+                Key::Envelope(q()), Key::Dead(q()), Key::Gate(q()), Key::GateState(q()), Key::History(q()),
+                Key::Versions(q()), Key::Lease(q(), SessionId::from_found(&tail)), Key::Sessions(q()), Key::Log(q()),
+                Key::Stats(q(), minute), Key::UniqueId(q(), tail.clone()), Key::Queues(ns.parse().unwrap()),
+            ];
+            for key in keys {
+                let text = keyspace.render(&key);
+                prop_assert_eq!(keyspace.parse(&text), Some(key), "{}", text);
+            }
+        }
+
+        #[test]
+        fn foreign_text_is_no_key(text in "\\PC{0,60}") {
+            if let Some(key) = Keyspace::default().parse(&text) {
+                prop_assert_eq!(Keyspace::default().render(&key), text);
+            }
+        }
+    }
+
+    #[test]
+    fn the_gate_prefix_covers_gates_alone() {
+        let keyspace = Keyspace::default();
+        let queue = Queue::new("shop".parse().unwrap(), "send_email".parse().unwrap());
+        assert_eq!(keyspace.render(&Key::Gate(queue.clone())), "sb:gate:{shop:send_email}");
+        assert!(
+            !keyspace
+                .render(&Key::GateState(queue))
+                .starts_with(&keyspace.gate_prefix())
+        );
+    }
+}

@@ -1,0 +1,212 @@
+//! The log of a queue: which attempts ran, on which version, under which gate read. Evidence, not state.
+
+use std::time::Duration;
+
+use redis::Cmd;
+
+use super::{
+    connect::Store,
+    error::StoreError,
+    keyspace::Key,
+    reply::{self, field_number, field_text},
+};
+use crate::{
+    id::{SessionId, StreamId, TaskId},
+    name::{Queue, Version},
+};
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub enum Ended {
+    /// The handler returned `Ok`.
+    #[serde(rename = "done")]
+    Done,
+    /// It failed and is tried again.
+    #[serde(rename = "retried")]
+    Retried,
+    /// It failed for the last time.
+    #[serde(rename = "dead")]
+    Dead,
+    /// It was given back; the attempt does not count.
+    #[serde(rename = "released")]
+    Released,
+}
+
+impl Ended {
+    /// The word in counters and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Retried => "retried",
+            Self::Dead => "dead",
+            Self::Released => "released",
+        }
+    }
+}
+
+/// Attempts that started under the same gate read and settled together.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct AttemptGroup {
+    /// Redis's TIME read just before the gate that decided them, µs.
+    pub at: u64,
+    /// The revision they were decided under.
+    pub rev: u64,
+    /// The version they ran.
+    pub version: Version,
+    /// Where they were claimed from: `main`, `head` or `lane:<version>`.
+    pub stream: String,
+    /// The attempts.
+    pub tasks: Vec<AttemptRow>,
+}
+
+/// One attempt: task id, stream entry, attempt number, how it ended, how long it ran (ms).
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct AttemptRow(pub TaskId, pub String, pub u32, pub Ended, pub u64);
+
+/// An entry of the log.
+#[derive(Debug, Clone)]
+pub struct LogEntry {
+    /// Its id: orders it against every other entry of the queue's log.
+    pub id: StreamId,
+    /// `settled`, `joined`, `left`, `reaping`, `recovered`, `stale`, `alert`.
+    pub kind: String,
+    /// The session it speaks of.
+    pub session: SessionId,
+    /// Of `settled`: the attempts.
+    pub attempts: Vec<AttemptGroup>,
+    /// Of `settled`: `all`, or the acknowledgements one by one.
+    pub acked: String,
+    /// Of `reaping` and `recovered`: when, µs.
+    pub at_us: u64,
+    /// Of `recovered`: `task=entry …`; of `alert` and `stale`: the text.
+    pub text: String,
+}
+
+fn key(store: &Store, queue: &Queue) -> String {
+    store.keyspace().render(&Key::Log(queue.clone()))
+}
+
+/// Up to `count` entries after `after`, oldest first.
+///
+/// # Errors
+/// When Redis does not answer.
+pub async fn read(
+    store: &Store,
+    queue: &Queue,
+    after: Option<StreamId>,
+    count: usize,
+) -> Result<Vec<LogEntry>, StoreError> {
+    let link = store.cold().await?;
+    let from = after.map_or_else(|| "-".to_owned(), |id| format!("({id}"));
+    let mut cmd = Cmd::new();
+    cmd.arg("XRANGE")
+        .arg(key(store, queue))
+        .arg(from)
+        .arg("+")
+        .arg("COUNT")
+        .arg(count);
+    let entries = reply::entries("log", link.run(cmd).await?)?;
+    Ok(entries.into_iter().map(decode).collect())
+}
+
+/// Up to `count` entries before `before`, newest first.
+///
+/// # Errors
+/// When Redis does not answer.
+pub async fn read_back(
+    store: &Store,
+    queue: &Queue,
+    before: Option<StreamId>,
+    count: usize,
+) -> Result<Vec<LogEntry>, StoreError> {
+    let link = store.cold().await?;
+    let from = before.map_or_else(|| "+".to_owned(), |id| format!("({id}"));
+    let mut cmd = Cmd::new();
+    cmd.arg("XREVRANGE")
+        .arg(key(store, queue))
+        .arg(from)
+        .arg("-")
+        .arg("COUNT")
+        .arg(count);
+    let entries = reply::entries("log", link.run(cmd).await?)?;
+    Ok(entries.into_iter().map(decode).collect())
+}
+
+fn decode(entry: reply::Entry) -> LogEntry {
+    let fields = entry.fields.unwrap_or_default();
+    let kind = field_text(&fields, "kind");
+    let text = match kind.as_str() {
+        "recovered" => field_text(&fields, "tasks"),
+        _ => field_text(&fields, "text"),
+    };
+    LogEntry {
+        id: entry.id,
+        session: SessionId::from_found(&field_text(&fields, "session")),
+        // A group we cannot read is another release's: the entry still counts as one.
+        attempts: reply::field(&fields, "attempts")
+            .and_then(|json| serde_json::from_slice(json).ok())
+            .unwrap_or_default(),
+        acked: field_text(&fields, "acked"),
+        at_us: field_number(&fields, "at"),
+        text,
+        kind,
+    }
+}
+
+/// Writes down something a person should see: `alert`, or `stale` for results that came too late (P4).
+///
+/// # Errors
+/// When Redis does not answer.
+pub async fn write(
+    store: &Store,
+    queue: &Queue,
+    kind: &str,
+    session: &SessionId,
+    text: &str,
+) -> Result<(), StoreError> {
+    let link = store.cold().await?;
+    let mut cmd = Cmd::new();
+    cmd.arg("XADD").arg(key(store, queue)).arg("*");
+    cmd.arg("kind").arg(kind).arg("session").arg(session.as_str());
+    cmd.arg("text").arg(crate::envelope::clip(text, 64 * 1024));
+    link.run(cmd).await?;
+    Ok(())
+}
+
+/// Cuts the log to `retain` of age and `max_bytes` of memory, whole stream nodes at a time.
+///
+/// # Errors
+/// When Redis does not answer.
+pub async fn trim(store: &Store, queue: &Queue, retain: Duration, max_bytes: u64) -> Result<(), StoreError> {
+    let link = store.cold().await?;
+    let key = key(store, queue);
+    let mut pipe = redis::pipe();
+    pipe.cmd("TIME");
+    pipe.cmd("MEMORY").arg("USAGE").arg(&key).arg("SAMPLES").arg(5);
+    pipe.cmd("XLEN").arg(&key);
+    let mut replies = link
+        .run_pipe(&mut pipe)
+        .await?
+        .into_iter()
+        .map(|r| r.map_err(|e| link.error(e)));
+    let mut next = || replies.next().unwrap_or(Ok(redis::Value::Nil));
+    let now_ms = reply::time_us(next()?)? / 1_000;
+    let bytes = reply::count("MEMORY USAGE", &next()?)?;
+    let length = reply::count("XLEN", &next()?)?;
+    let oldest = now_ms.saturating_sub(u64::try_from(retain.as_millis()).unwrap_or(u64::MAX));
+    let mut cmd = Cmd::new();
+    cmd.arg("XTRIM").arg(&key).arg("MINID").arg("~").arg(oldest);
+    link.run(cmd).await?;
+    if bytes > max_bytes {
+        let keep = u128::from(length) * u128::from(max_bytes) * 9 / 10 / u128::from(bytes.max(1));
+        let mut cmd = Cmd::new();
+        cmd.arg("XTRIM")
+            .arg(&key)
+            .arg("MAXLEN")
+            .arg("~")
+            .arg(u64::try_from(keep).unwrap_or(0));
+        link.run(cmd).await?;
+    }
+    Ok(())
+}

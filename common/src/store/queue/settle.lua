@@ -1,0 +1,65 @@
+-- queue/settle.lua — record how a batch of attempts ended, if the session still lives.
+-- KEYS  1 lease  2 log  3 stats  4 delayed  5 envelope  6 dead  7.. streams, named by their place from 1
+-- ARGV  1 session  2 attempts JSON  3 tip  4 stats TTL s  5.. floors: n, (stream, id)*; groups: n, (stream, n, id*)*;
+--       singles: n, (stream, id, kind, target stream, due ms, n, (field, value)*)*; counters: n, (field, by)*
+-- Reply {'settled', acked per group…, 1|0 per single…} | {'no_lease'}
+-- Keeps P2 (an outcome takes effect only if its own XACK did: a resend changes nothing), P4 (one EXISTS fences the batch).
+local lease, log, stats, delayed, envelope, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+if redis.call('EXISTS', lease) == 0 then return { 'no_lease' } end
+local at = 4
+local function take()
+  at = at + 1
+  return ARGV[at]
+end
+local function stream() return KEYS[6 + tonumber(take())] end
+
+local floors = {}
+for _ = 1, tonumber(take()) do
+  local key = stream()
+  floors[#floors + 1] = { key, take() }
+end
+local out, effective, complete = { 'settled' }, 0, true
+for _ = 1, tonumber(take()) do
+  local key, n = stream(), tonumber(take())
+  local acked = redis.call('XACK', key, 'workers', unpack(ARGV, at + 1, at + n))
+  at = at + n
+  effective, complete = effective + acked, complete and acked == n
+  out[#out + 1] = acked
+end
+for _ = 1, tonumber(take()) do
+  local key, id, kind, target, due, n = stream(), take(), take(), tonumber(take()), take(), tonumber(take())
+  local acked = redis.call('XACK', key, 'workers', id)
+  if acked == 1 then
+    local entry = redis.call('XRANGE', key, id, id)[1]
+    if entry then
+      local overrides = {}
+      for i = at + 1, at + 2 * n, 2 do overrides[ARGV[i]] = ARGV[i + 1] end
+      local fields = with(entry[2], overrides)
+      if kind == 'retry' then
+        local task = value_of(fields, 'id')
+        redis.call('HSET', envelope, task, pack(fields))
+        redis.call('ZADD', delayed, due, task)
+      else
+        redis.call('XADD', kind == 'dead' and dead or KEYS[6 + target], '*', unpack(fields))
+      end
+      redis.call('XDEL', key, id)
+    end
+  end
+  at = at + 2 * n
+  effective, complete = effective + acked, complete and acked == 1
+  out[#out + 1] = acked
+end
+if effective > 0 then
+  local counters = tonumber(take())
+  for _ = 1, counters do
+    local name, by = take(), take()
+    if complete then redis.call('HINCRBY', stats, name, by) end
+  end
+  if counters > 0 and complete then redis.call('EXPIRE', stats, ARGV[4]) end
+  if ARGV[2] ~= '' then
+    redis.call('XADD', log, '*', 'kind', 'settled', 'session', ARGV[1], 'attempts', ARGV[2], 'tip', ARGV[3],
+      'acked', complete and 'all' or table.concat(out, ' ', 2))
+  end
+end
+for _, floor in ipairs(floors) do redis.call('XTRIM', floor[1], 'MINID', '~', floor[2], 'LIMIT', 1000) end
+return out

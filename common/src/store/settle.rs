@@ -1,0 +1,262 @@
+//! Settling: how a batch of attempts ended, in one script call.
+
+use std::time::Duration;
+
+use redis::Value;
+
+use super::{
+    connect::{Link, Store},
+    error::StoreError,
+    keyspace::Key,
+    reply, script,
+};
+use crate::{
+    id::{SessionId, StreamId},
+    name::Queue,
+};
+
+/// Most entries in one `done` group: well inside Lua's unpack limit.
+pub const MAX_GROUP: usize = 500;
+
+/// What becomes of one entry that is not simply done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// Into the delayed set, due at this time (ms since 1970 on Redis's clock).
+    Retry {
+        /// When.
+        due_ms: u64,
+    },
+    /// To the dead letters.
+    Dead,
+    /// To another stream of this queue: head (released) or a lane (handed over).
+    Move {
+        /// Its place in [`Settler::new`]'s list.
+        to: usize,
+    },
+}
+
+/// One entry that is not simply done.
+#[derive(Debug, Clone)]
+pub struct Single {
+    /// The stream it was claimed from, by place.
+    pub stream: usize,
+    /// The entry.
+    pub entry: StreamId,
+    /// What becomes of it.
+    pub fate: Fate,
+    /// Fields that change on the way; the others are copied by Redis.
+    pub fields: Vec<(&'static str, String)>,
+}
+
+/// Entries that are done and need nothing but an acknowledgement.
+#[derive(Debug, Clone, Default)]
+pub struct DoneGroup {
+    /// The stream they were claimed from, by place.
+    pub stream: usize,
+    /// The entries, at most [`MAX_GROUP`].
+    pub entries: Vec<StreamId>,
+}
+
+/// A batch to settle.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// Plain `done`, by stream.
+    pub done: Vec<DoneGroup>,
+    /// Everything else.
+    pub singles: Vec<Single>,
+    /// JSON of the attempts for the log; empty = no log entry.
+    pub attempts: String,
+    /// The newest entry of the main stream known to have been delivered: where trimming may one day come to.
+    pub tip: StreamId,
+    /// Streams and how far they may be trimmed.
+    pub floors: Vec<(usize, StreamId)>,
+    /// Minute of Redis's clock the counters belong to.
+    pub minute: u64,
+    /// Counters of the stats hash.
+    pub counters: Vec<(String, u64)>,
+}
+
+/// What Redis said to a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settled {
+    /// It took effect, as far as it had not before.
+    Yes {
+        /// Entries acknowledged per group.
+        groups: Vec<u64>,
+        /// Whether each single took effect.
+        singles: Vec<bool>,
+    },
+    /// The lease is not there: nothing was done.
+    NoLease,
+}
+
+const STATS_TTL: Duration = Duration::from_secs(25 * 3600);
+
+/// Settles for one session over a connection of its own.
+#[derive(Debug)]
+pub struct Settler {
+    link: Link,
+    store: Store,
+    queue: Queue,
+    session: SessionId,
+    fixed: [String; 6],
+    streams: Vec<String>,
+}
+
+impl Settler {
+    /// Settles entries of `streams` (key texts, named by place) for `session`.
+    ///
+    /// # Errors
+    /// When no connection can be opened.
+    pub async fn new(
+        store: &Store,
+        queue: &Queue,
+        session: &SessionId,
+        streams: Vec<String>,
+    ) -> Result<Self, StoreError> {
+        let render = |key: Key| store.keyspace().render(&key);
+        Ok(Self {
+            link: store.link().await?,
+            fixed: [
+                render(Key::Lease(queue.clone(), session.clone())),
+                render(Key::Log(queue.clone())),
+                String::new(),
+                render(Key::Delayed(queue.clone())),
+                render(Key::Envelope(queue.clone())),
+                render(Key::Dead(queue.clone())),
+            ],
+            store: store.clone(),
+            queue: queue.clone(),
+            session: session.clone(),
+            streams,
+        })
+    }
+
+    /// Fault for tests: fences by a key that always exists instead of the lease.
+    #[cfg(feature = "faults")]
+    pub fn ignore_lease(&mut self) {
+        self.fixed[0] = self.store.keyspace().render(&Key::GateState(self.queue.clone()));
+    }
+
+    /// Settles a batch. Sending it again after a lost reply changes nothing (P2).
+    ///
+    /// # Errors
+    /// When Redis does not answer: send it again.
+    pub async fn settle(&self, batch: &Batch) -> Result<Settled, StoreError> {
+        let stats = Key::Stats(self.queue.clone(), batch.minute);
+        let mut call = script::SETTLE.prepare_invoke();
+        for (place, key) in self.fixed.iter().enumerate() {
+            if place == 2 {
+                call.key(self.store.keyspace().render(&stats));
+            } else {
+                call.key(key);
+            }
+        }
+        for stream in &self.streams {
+            call.key(stream);
+        }
+        call.arg(self.session.as_str())
+            .arg(&batch.attempts)
+            .arg(batch.tip.to_string())
+            .arg(STATS_TTL.as_secs());
+        call.arg(batch.floors.len());
+        for (stream, floor) in &batch.floors {
+            call.arg(stream + 1).arg(floor.to_string());
+        }
+        call.arg(batch.done.len());
+        for group in &batch.done {
+            call.arg(group.stream + 1).arg(group.entries.len());
+            for entry in &group.entries {
+                call.arg(entry.to_string());
+            }
+        }
+        call.arg(batch.singles.len());
+        for single in &batch.singles {
+            let (kind, target, due) = match single.fate {
+                Fate::Retry { due_ms } => ("retry", 0, due_ms),
+                Fate::Dead => ("dead", 0, 0),
+                Fate::Move { to } => ("move", to + 1, 0),
+            };
+            call.arg(single.stream + 1)
+                .arg(single.entry.to_string())
+                .arg(kind)
+                .arg(target)
+                .arg(due)
+                .arg(single.fields.len());
+            for (name, value) in &single.fields {
+                call.arg(*name).arg(value);
+            }
+        }
+        call.arg(batch.counters.len());
+        for (name, by) in &batch.counters {
+            call.arg(name).arg(by);
+        }
+        let (word, rest) = reply::verdict("settle", self.link.run_script(&call).await?)?;
+        if word == "no_lease" {
+            return Ok(Settled::NoLease);
+        }
+        let acked = rest
+            .map(|v| reply::count("settle", &v))
+            .collect::<Result<Vec<u64>, _>>()?;
+        let (groups, singles) = acked.split_at(batch.done.len().min(acked.len()));
+        Ok(Settled::Yes {
+            groups: groups.to_vec(),
+            singles: singles.iter().map(|&n| n == 1).collect(),
+        })
+    }
+}
+
+/// What a batch of moves did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Promoted {
+    /// Tasks put into the main stream.
+    pub moved: u64,
+    /// Time until the next one is due; `None` if there is none.
+    pub next: Option<Duration>,
+}
+
+/// Puts delayed tasks that are due into the main stream, a bounded step.
+///
+/// # Errors
+/// When Redis does not answer.
+pub async fn promote(store: &Store, queue: &Queue) -> Result<Promoted, StoreError> {
+    let link = store.cold().await?;
+    let mut call = script::PROMOTE.prepare_invoke();
+    for key in [
+        Key::Delayed(queue.clone()),
+        Key::Envelope(queue.clone()),
+        Key::Stream(queue.clone()),
+    ] {
+        call.key(store.keyspace().render(&key));
+    }
+    call.arg(100).arg(super::session::MOVE_BYTES);
+    let (_, mut rest) = reply::verdict("promote", link.run_script(&call).await?)?;
+    let moved = reply::count("promote", &rest.next().unwrap_or(Value::Nil))?;
+    let next = reply::number("promote", &rest.next().unwrap_or(Value::Int(-1)))?;
+    Ok(Promoted {
+        moved,
+        next: u64::try_from(next).ok().map(Duration::from_millis),
+    })
+}
+
+/// Brings back up to [`MOVE_ENTRIES`](super::session::MOVE_ENTRIES) tasks from a lane that is no longer routed to.
+///
+/// # Errors
+/// When Redis does not answer.
+pub async fn sweep(
+    store: &Store,
+    queue: &Queue,
+    lane: &crate::name::Version,
+    session: &SessionId,
+) -> Result<u64, StoreError> {
+    let link = store.cold().await?;
+    let lane = store.keyspace().render(&Key::Lane(queue.clone(), lane.clone()));
+    let mut call = script::SWEEP.prepare_invoke();
+    call.key(&lane).key(store.keyspace().render(&Key::Head(queue.clone())));
+    call.arg(session.as_str())
+        .arg(super::session::MOVE_ENTRIES)
+        .arg(super::session::MOVE_BYTES)
+        .arg(crate::id::stream_salt(&lane));
+    let (_, mut rest) = reply::verdict("sweep", link.run_script(&call).await?)?;
+    reply::count("sweep", &rest.next().unwrap_or(Value::Nil))
+}

@@ -1,0 +1,215 @@
+//! Gates for operators: look, change, roll back, wait until everyone obeys.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use switchback_common::{
+    Queue, Store, StoreError, StreamId, Version,
+    clock::Moment,
+    store::{
+        gate::{ChangeRequest, Changed, Found, GateStore, HistoryEntry},
+        session::{SessionInfo, SessionStore},
+    },
+};
+
+use crate::gate::{Gate, InvalidGate};
+
+/// How far back a rollback looks for the version before.
+const ROLLBACK_WINDOW: usize = 1_000;
+
+/// Why a gate could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GateError {
+    /// Redis.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The sealed state makes no sense.
+    #[error(transparent)]
+    Invalid(#[from] InvalidGate),
+    /// No worker ever joined this queue, or its gate state was lost.
+    #[error("{0} has no gate: no worker has joined it yet, or its gate state was lost")]
+    NoGate(Queue),
+    /// Nobody knows which version was active before.
+    #[error("{0} has no earlier active version to roll back to; name one with --to")]
+    NothingBefore(Queue),
+}
+
+/// A gate and what is around it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Shown {
+    /// The revision in force.
+    pub rev: u64,
+    /// What it says.
+    pub gate: Gate,
+    /// Whether an edit made by hand has not been sealed yet (no worker looked since).
+    pub edit_pending: bool,
+}
+
+/// Who confirmed a revision, and who did not yet.
+#[derive(Debug, Clone)]
+pub struct Confirmation {
+    /// How long it took, or how long was waited.
+    pub took: Duration,
+    /// Live sessions that obey the revision.
+    pub confirmed: usize,
+    /// Live sessions that have not said so yet.
+    pub missing: Vec<SessionInfo>,
+    /// Attempts that still run on each version, as last published by the confirmed sessions, summed.
+    pub running: Vec<(Version, u64)>,
+}
+
+/// The gates of one Redis.
+#[derive(Debug, Clone)]
+pub struct Gates {
+    store: Store,
+}
+
+impl Gates {
+    /// The gates reached through `store`.
+    #[must_use]
+    pub fn new(store: &Store) -> Self {
+        Self { store: store.clone() }
+    }
+
+    /// The gate in force. Seals a pending edit first, so that what is shown is what workers obey.
+    ///
+    /// # Errors
+    /// [`GateError::NoGate`], or Redis.
+    pub async fn show(&self, queue: &Queue) -> Result<Shown, GateError> {
+        let gate = GateStore::new(&self.store, queue);
+        let link = self.store.link().await?;
+        let read = gate.read(&link, None).await?;
+        let (found, edit_pending) = match read.found {
+            Found::Edited => match gate.seal().await {
+                Ok(Some((_, read))) => (read.found, false),
+                Ok(None) => return Err(GateError::NoGate(queue.clone())),
+                Err(e) => return Err(e.into()),
+            },
+            found => (found, false),
+        };
+        match found {
+            Found::Settled(sealed) => Ok(Shown {
+                rev: sealed.rev,
+                gate: Gate::parse(&sealed.gate)?,
+                edit_pending,
+            }),
+            Found::Edited | Found::Missing => Err(GateError::NoGate(queue.clone())),
+        }
+    }
+
+    /// Changes a gate.
+    ///
+    /// # Errors
+    /// When Redis does not answer. Sending the same request again is harmless.
+    pub async fn change(&self, queue: &Queue, request: &ChangeRequest) -> Result<Changed, GateError> {
+        Ok(GateStore::new(&self.store, queue).change(request).await?)
+    }
+
+    /// The newest `count` history entries older than `before`, newest first.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn history(
+        &self,
+        queue: &Queue,
+        before: Option<StreamId>,
+        count: usize,
+    ) -> Result<Vec<HistoryEntry>, GateError> {
+        Ok(GateStore::new(&self.store, queue).history(before, count).await?)
+    }
+
+    /// Where a rollback goes: with a candidate ramping, back to the active version alone; else to the active version before.
+    ///
+    /// # Errors
+    /// [`GateError::NothingBefore`] when the history knows no other, or Redis.
+    pub async fn rollback_target(&self, queue: &Queue) -> Result<Version, GateError> {
+        let shown = self.show(queue).await?;
+        let history = self.history(queue, None, ROLLBACK_WINDOW).await?;
+        rollback_target(&shown.gate, &history).ok_or_else(|| GateError::NothingBefore(queue.clone()))
+    }
+
+    /// The live sessions that have each version, for "is anybody there to run it".
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn live_sessions(&self, queue: &Queue) -> Result<Vec<SessionInfo>, GateError> {
+        let sessions = SessionStore::new(&self.store, queue).list().await?;
+        Ok(sessions.into_iter().filter(is_live).collect())
+    }
+
+    /// Every version that a worker ever registered.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn known_versions(&self, queue: &Queue) -> Result<Vec<Version>, GateError> {
+        Ok(switchback_common::store::inspect::versions(&self.store, queue).await?)
+    }
+
+    /// Waits until every live session obeys `rev` or later, or has expired, for `limit` at most.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn wait(&self, queue: &Queue, rev: u64, limit: Duration) -> Result<Confirmation, GateError> {
+        let sessions = SessionStore::new(&self.store, queue);
+        let began = Moment::now();
+        let mut pause = Duration::from_micros(300);
+        loop {
+            let live: Vec<SessionInfo> = sessions.list().await?.into_iter().filter(is_live).collect();
+            let (confirmed, missing): (Vec<_>, Vec<_>) =
+                live.into_iter().partition(|s| s.rev.is_some_and(|seen| seen >= rev));
+            let took = began.elapsed();
+            if missing.is_empty() || took >= limit {
+                return Ok(Confirmation {
+                    took,
+                    running: sum_running(&confirmed),
+                    confirmed: confirmed.len(),
+                    missing,
+                });
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 3 / 2).min(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Whether a session may still start something.
+fn is_live(session: &SessionInfo) -> bool {
+    session.lease.is_some() && !session.reaping
+}
+
+fn sum_running(sessions: &[SessionInfo]) -> Vec<(Version, u64)> {
+    let mut sum = std::collections::BTreeMap::<Version, u64>::new();
+    for session in sessions {
+        let running: std::collections::BTreeMap<Version, u64> =
+            serde_json::from_str(&session.running).unwrap_or_default();
+        for (version, n) in running {
+            *sum.entry(version).or_default() += n;
+        }
+    }
+    sum.into_iter().filter(|(_, n)| *n > 0).collect()
+}
+
+/// See [`Gates::rollback_target`]. `history` is newest first.
+#[must_use]
+pub fn rollback_target(gate: &Gate, history: &[HistoryEntry]) -> Option<Version> {
+    if gate.candidate.is_some() && gate.percent > crate::gate::Share::NONE {
+        return Some(gate.active.clone());
+    }
+    #[derive(serde::Deserialize)]
+    struct Active {
+        active: Version,
+    }
+    history
+        .iter()
+        .filter(|e| e.kind == "change")
+        .filter_map(|e| serde_json::from_str::<Active>(&e.before).ok())
+        .map(|before| before.active)
+        .find(|active| *active != gate.active)
+}
+
+/// A new name for one request, so that repeating it is harmless.
+#[must_use]
+pub fn operation_id() -> String {
+    uuid::Uuid::now_v7().to_string()
+}

@@ -1,0 +1,34 @@
+//! Gates: which version of a handler runs, decided when a task is claimed.
+//!
+//! A gate names an active version, perhaps a candidate with a percentage, pins, and whether the queue is paused.
+//! People edit a hash in Redis; a script *seals* each edit into a numbered revision; workers obey the sealed
+//! state only.
+//!
+//! ```
+//! use switchback_gates::{decide, Decision, Gate};
+//!
+//! let gate = Gate::new("v1".parse()?);
+//! let task_type = "send_email".parse()?;
+//! assert_eq!(decide(&gate, &task_type, || "customer-7".into()), Decision::Run(&gate.active));
+//! # Ok::<(), switchback_common::name::InvalidName>(())
+//! ```
+//!
+//! # Layout
+//! - [`gate`] — what a gate is; what *withdrawn* means
+//! - [`decide`](mod@decide) — task and gate in, version out; pure
+//! - [`view`] — what a worker obeys: reads in, ruling out; P8
+//! - [`certificate`] — did anything start on a withdrawn version? From history and log alone; pure
+//! - [`admin`] — look, change, roll back, wait
+//! - [`watch`] — pushes
+
+pub mod admin;
+pub mod certificate;
+pub mod decide;
+pub mod gate;
+pub mod view;
+pub mod watch;
+
+pub use admin::{GateError, Gates};
+pub use decide::{Decision, decide};
+pub use gate::{Gate, Share};
+pub use view::{GateView, Obeyed, Ruling, Verdict};

@@ -1,0 +1,47 @@
+//! Listening for pushes about gates, one connection per process, re-armed when it breaks.
+//!
+//! A push means "stale: look again", never "the value is". Whoever relies on it alone is wrong; a look every
+//! second backs it.
+
+use std::{sync::Arc, time::Duration};
+
+use switchback_common::{
+    Store,
+    store::push::{GatePushes, Touched},
+};
+
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+const LONGEST_RETRY: Duration = Duration::from_secs(2);
+const PING_EVERY: Duration = Duration::from_secs(1);
+
+/// Listens until dropped, calling `touched` for every announcement; reconnects by itself.
+pub async fn listen(store: Store, touched: Arc<dyn Fn(&Touched) + Send + Sync>) {
+    let mut retry = FIRST_RETRY;
+    loop {
+        match GatePushes::subscribe(&store).await {
+            Ok(mut pushes) => {
+                retry = FIRST_RETRY;
+                // Whatever happened while nobody listened was not announced.
+                touched(&Touched::All);
+                run(&mut pushes, touched.as_ref()).await;
+                tracing::warn!("lost the connection that announces gate changes; reconnecting");
+            }
+            Err(error) => tracing::warn!(%error, "no announcements of gate changes; looking every second instead"),
+        }
+        touched(&Touched::Disconnected);
+        tokio::time::sleep(retry).await;
+        retry = (retry * 2).min(LONGEST_RETRY);
+    }
+}
+
+async fn run(pushes: &mut GatePushes, touched: &(dyn Fn(&Touched) + Send + Sync)) {
+    loop {
+        match tokio::time::timeout(PING_EVERY, pushes.next()).await {
+            Ok(Touched::Disconnected) => return,
+            Ok(what) => touched(&what),
+            // A half-open connection says nothing for ever: ask.
+            Err(_) if pushes.ping().await.is_err() => return,
+            Err(_) => {}
+        }
+    }
+}

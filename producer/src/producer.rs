@@ -1,0 +1,317 @@
+//! The producer: connects once, enqueues one task or many.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use switchback_common::{
+    ConnectOptions, Namespace, Queue, Store, StoreError, Task, TaskId, TaskType,
+    envelope::{DEFAULT_MAX_PAYLOAD, MAX_KEY_BYTES},
+    id::InvalidTaskId,
+    store::{
+        connect::Link,
+        enqueue::{EnqueueStore, NewTask},
+    },
+    telemetry::{TRACEPARENT, current_traceparent},
+};
+use tokio::sync::RwLock;
+
+use crate::{
+    error::EnqueueError,
+    options::{DEFAULT_WINDOW, Enqueue, EnqueueMany},
+};
+
+/// Tasks per MULTI, and batches on their way at once: enough to keep Redis busy, small enough not to hog it.
+const BATCH_TASKS: usize = 100;
+const BATCH_BYTES: usize = 1024 * 1024;
+const BATCHES_IN_FLIGHT: usize = 4;
+
+/// Enqueues tasks of one namespace. Cheap to clone; clones share one connection.
+#[derive(Debug, Clone)]
+pub struct Producer {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    store: Store,
+    namespace: Namespace,
+    max_payload: usize,
+    link: RwLock<Option<Link>>,
+    queues: Mutex<HashMap<String, Arc<QueueHandle>>>,
+    announced: Mutex<HashSet<Queue>>,
+}
+
+#[derive(Debug)]
+struct QueueHandle {
+    queue: Queue,
+    enqueue: EnqueueStore,
+}
+
+impl Producer {
+    /// Connects, and checks that the server can keep the promises (7.0 or newer, `noeviction`).
+    ///
+    /// # Errors
+    /// Why Redis cannot be used.
+    pub async fn connect(options: &ConnectOptions, namespace: Namespace) -> Result<Self, StoreError> {
+        let store = Store::new(options)?;
+        store.check_server().await?;
+        Ok(Self::new(store, namespace))
+    }
+
+    /// A producer over a store that is already there; connects on first use.
+    #[must_use]
+    pub fn new(store: Store, namespace: Namespace) -> Self {
+        Self::with_max_payload(store, namespace, DEFAULT_MAX_PAYLOAD)
+    }
+
+    /// Like [`Producer::new`] with another limit on payloads, in bytes; workers must accept it, too. Defaults to 1 MiB.
+    #[must_use]
+    pub fn with_max_payload(store: Store, namespace: Namespace, max_payload: usize) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                store,
+                namespace,
+                max_payload,
+                link: RwLock::new(None),
+                queues: Mutex::default(),
+                announced: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Enqueues one task. One `XADD`.
+    ///
+    /// Awaiting it gives the task's id.
+    pub fn enqueue<T: Task>(&self, task: &T) -> Enqueue<'_> {
+        self.enqueue_bytes(T::TYPE, serde_json::to_vec(task))
+    }
+
+    /// Enqueues a payload that is JSON already, into the queue of `task_type`.
+    pub fn enqueue_json<'a>(&'a self, task_type: &'a TaskType, payload: &serde_json::value::RawValue) -> Enqueue<'a> {
+        self.enqueue_bytes(task_type.as_str(), Ok(payload.get().as_bytes().to_vec()))
+    }
+
+    fn enqueue_bytes<'a>(&'a self, task_type: &'a str, payload: Result<Vec<u8>, serde_json::Error>) -> Enqueue<'a> {
+        Enqueue {
+            producer: self,
+            task_type,
+            payload,
+            key: None,
+            id: None,
+            window: DEFAULT_WINDOW,
+        }
+    }
+
+    /// Enqueues many tasks of one type, in batches of 100 that are each all or nothing.
+    ///
+    /// Awaiting it gives the ids in order.
+    pub fn enqueue_many<'a, 't, T: Task>(&'a self, tasks: impl IntoIterator<Item = &'t T>) -> EnqueueMany<'a> {
+        self.many::<T>(tasks.into_iter().map(|task| (None, serde_json::to_vec(task))).collect())
+    }
+
+    /// Like [`enqueue_many`](Self::enqueue_many), each task with its key.
+    pub fn enqueue_many_keyed<'a, 't, T: Task>(
+        &'a self,
+        tasks: impl IntoIterator<Item = (String, &'t T)>,
+    ) -> EnqueueMany<'a> {
+        let tasks = tasks.into_iter().map(|(key, task)| (Some(key), serde_json::to_vec(task)));
+        self.many::<T>(tasks.collect())
+    }
+
+    fn many<T: Task>(&self, tasks: Vec<(Option<String>, Result<Vec<u8>, serde_json::Error>)>) -> EnqueueMany<'_> {
+        EnqueueMany {
+            producer: self,
+            task_type: T::TYPE,
+            tasks,
+            ids: None,
+            window: DEFAULT_WINDOW,
+        }
+    }
+
+    pub(crate) async fn send_one(self, request: Enqueue<'_>) -> Result<TaskId, EnqueueError> {
+        let handle = self.queue(request.task_type)?;
+        let id = request.id.transpose()?;
+        let task = self.checked(&handle.queue, request.payload, request.key, id.clone(), headers())?;
+        let link = self.link(&handle.queue).await?;
+        let added = match &id {
+            None => handle.enqueue.add(&link, &task).await,
+            Some(id) => handle
+                .enqueue
+                .add_once(&link, std::slice::from_ref(&task), request.window)
+                .await
+                .map(|_| id.clone()),
+        };
+        match added {
+            Ok(id) => {
+                self.announce(&handle).await;
+                Ok(id)
+            }
+            Err(source) => Err(self.failed(&handle.queue, id.as_ref(), source).await),
+        }
+    }
+
+    pub(crate) async fn send_many(self, request: EnqueueMany<'_>) -> Result<Vec<TaskId>, EnqueueError> {
+        let handle = self.queue(request.task_type)?;
+        let total = request.tasks.len();
+        let once = request.ids.is_some();
+        let mut ids = match request.ids {
+            Some(ids) if ids.len() != total => {
+                return Err(InvalidTaskId(format!("{} ids for {total} tasks", ids.len())).into());
+            }
+            Some(ids) => ids.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().map(Some).collect(),
+            None => vec![None; total],
+        };
+        let headers = headers();
+        // Everything is checked before anything is sent.
+        let mut tasks = Vec::with_capacity(total);
+        for ((key, payload), id) in request.tasks.into_iter().zip(ids.drain(..)) {
+            tasks.push(self.checked(&handle.queue, payload, key, id, headers.clone())?);
+        }
+        let link = self.link(&handle.queue).await?;
+        let mut enqueued = Vec::with_capacity(total);
+        let mut window = std::collections::VecDeque::new();
+        let mut batches = batches(&tasks).into_iter();
+        loop {
+            while window.len() < BATCHES_IN_FLIGHT {
+                let Some(batch) = batches.next() else { break };
+                let enqueue = handle.enqueue.clone();
+                let link = link.clone();
+                let batch = batch.to_vec();
+                // Sent now, awaited in order below: the batches overlap on the wire.
+                window.push_back(Box::pin(async move {
+                    if once {
+                        enqueue.add_once(&link, &batch, DEFAULT_WINDOW).await
+                    } else {
+                        enqueue.add_many(&link, &batch).await
+                    }
+                }));
+            }
+            let Some(next) = window.pop_front() else { break };
+            match next.await {
+                Ok(mut ids) => enqueued.append(&mut ids),
+                Err(source) => {
+                    let source = self.failed(&handle.queue, None, source).await;
+                    return Err(EnqueueError::Partial {
+                        queue: handle.queue.clone(),
+                        enqueued,
+                        total,
+                        source: Box::new(source),
+                    });
+                }
+            }
+        }
+        self.announce(&handle).await;
+        Ok(enqueued)
+    }
+
+    fn checked(
+        &self,
+        queue: &Queue,
+        payload: Result<Vec<u8>, serde_json::Error>,
+        key: Option<String>,
+        id: Option<TaskId>,
+        headers: Option<String>,
+    ) -> Result<NewTask, EnqueueError> {
+        let payload = payload.map_err(|source| EnqueueError::Payload {
+            queue: queue.clone(),
+            source,
+        })?;
+        if payload.len() > self.shared.max_payload {
+            return Err(EnqueueError::PayloadTooLarge {
+                queue: queue.clone(),
+                size: payload.len(),
+                limit: self.shared.max_payload,
+            });
+        }
+        if let Some(key) = &key
+            && key.len() > MAX_KEY_BYTES
+        {
+            return Err(EnqueueError::KeyTooLong {
+                queue: queue.clone(),
+                size: key.len(),
+                limit: MAX_KEY_BYTES,
+            });
+        }
+        Ok(NewTask {
+            payload,
+            key,
+            id,
+            headers,
+        })
+    }
+
+    fn queue(&self, task_type: &str) -> Result<Arc<QueueHandle>, EnqueueError> {
+        let mut queues = self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = queues.get(task_type) {
+            return Ok(Arc::clone(handle));
+        }
+        let queue = Queue::new(self.shared.namespace.clone(), TaskType::new(task_type)?);
+        let handle = Arc::new(QueueHandle {
+            enqueue: EnqueueStore::new(&self.shared.store, &queue),
+            queue,
+        });
+        queues.insert(task_type.to_owned(), Arc::clone(&handle));
+        Ok(handle)
+    }
+
+    /// The shared connection, opened when there is none.
+    async fn link(&self, queue: &Queue) -> Result<Link, EnqueueError> {
+        if let Some(link) = &*self.shared.link.read().await {
+            return Ok(link.clone());
+        }
+        let mut slot = self.shared.link.write().await;
+        if let Some(link) = &*slot {
+            return Ok(link.clone());
+        }
+        // Nothing was sent yet, whatever goes wrong here.
+        let link = self.shared.store.link().await.map_err(|source| EnqueueError::Refused {
+            queue: queue.clone(),
+            source,
+        })?;
+        *slot = Some(link.clone());
+        Ok(link)
+    }
+
+    /// Names the failure, and drops a connection that may be broken: the next enqueue opens another.
+    async fn failed(&self, queue: &Queue, id: Option<&TaskId>, source: StoreError) -> EnqueueError {
+        if source.is_transient() {
+            *self.shared.link.write().await = None;
+        }
+        EnqueueError::from_store(queue, id, source)
+    }
+
+    /// Lists the queue in its namespace, once per process. The task is enqueued either way.
+    async fn announce(&self, handle: &QueueHandle) {
+        let first = {
+            let mut announced = self.shared.announced.lock().unwrap_or_else(PoisonError::into_inner);
+            announced.insert(handle.queue.clone())
+        };
+        if first && let Err(error) = handle.enqueue.announce().await {
+            tracing::warn!(%error, queue.name = %handle.queue, "the queue is not listed yet; its workers will list it");
+        }
+    }
+}
+
+/// The trace that goes with a task, as JSON headers.
+fn headers() -> Option<String> {
+    current_traceparent().map(|parent| serde_json::json!({ TRACEPARENT: parent }).to_string())
+}
+
+/// Cuts tasks into batches, by count and bytes.
+fn batches(tasks: &[NewTask]) -> Vec<&[NewTask]> {
+    let mut out = Vec::new();
+    let (mut from, mut bytes) = (0, 0);
+    for (at, task) in tasks.iter().enumerate() {
+        if at > from && (at - from >= BATCH_TASKS || bytes + task.payload.len() > BATCH_BYTES) {
+            out.push(&tasks[from..at]);
+            (from, bytes) = (at, 0);
+        }
+        bytes += task.payload.len();
+    }
+    if from < tasks.len() {
+        out.push(&tasks[from..]);
+    }
+    out
+}

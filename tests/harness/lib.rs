@@ -1,0 +1,37 @@
+//! What the tests of Switchback stand on: a real Redis for each test, a network that can fail,
+//! processes that can be stopped and killed, and waiting without sleeping.
+//!
+//! ```no_run
+//! # async fn example() {
+//! use std::time::Duration;
+//! use switchback_tests::{Link, Mode, RedisServer, eventually};
+//!
+//! let server = RedisServer::start().await;
+//! let link = Link::to(server.port()).await;
+//! // … start the thing under test on link.url() …
+//! link.set(Mode::Blackhole).await;
+//! eventually("the stream is drained", Duration::from_secs(5), async || {
+//!     server.cli(&["XLEN", "s"]).await == redis::Value::Int(0)
+//! })
+//! .await;
+//! # }
+//! ```
+//!
+//! # Layout
+//!
+//! * `redis` — where is my Redis, and what happens when it dies?
+//! * `link` — what if the network between me and Redis fails?
+//! * `process` — what if a worker process is stopped, ended or killed?
+//! * `eventually` — has it happened yet?
+//! * `port` — which port is safe to hand to a server?
+
+mod eventually;
+mod link;
+mod port;
+mod process;
+mod redis;
+
+pub use self::eventually::{Observed, eventually, patience};
+pub use self::link::{Link, LinkCounters, Mode};
+pub use self::process::Process;
+pub use self::redis::{RedisServer, RedisServerBuilder};

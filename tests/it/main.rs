@@ -1,0 +1,3 @@
+//! The system as a whole, from outside.
+
+mod architecture;
