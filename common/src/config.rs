@@ -66,8 +66,44 @@ pub fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     let text = read(path)?;
     toml::from_str(&text).map_err(|e| ConfigError::Invalid {
         path: path.to_owned(),
-        detail: e.to_string().trim_end().to_owned(),
+        detail: place_and_problem(&text, &e),
     })
+}
+
+/// Line, column and problem, without the excerpt that the parser would print: the line may hold a password.
+fn place_and_problem(text: &str, error: &toml::de::Error) -> String {
+    let message = redact(error.message());
+    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else {
+        return message;
+    };
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    format!("line {line}, column {column}: {message}")
+}
+
+/// `text` without user and password of any URL in it: for what is printed and was not made by us.
+#[must_use]
+pub fn redact(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let (before, url) = rest.split_at(at + 3);
+        out.push_str(before);
+        let end = url
+            .find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`'))
+            .unwrap_or(url.len());
+        let (url, after) = url.split_at(end);
+        match url.rfind('@') {
+            Some(secret) => {
+                out.push_str("***");
+                out.push_str(&url[secret..]);
+            }
+            None => out.push_str(url),
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    out
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {
@@ -137,6 +173,24 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("urll") && error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn what_the_parser_quotes_holds_no_password() {
+        let texts = [
+            "[redis]\nurll = \"redis://u:hunter2@h\"",
+            "redis = \"redis://u:hunter2@h\"",
+            "[redis]\nurl = redis://u:hunter2@h",
+        ];
+        for text in texts {
+            let error = toml::from_str::<Whole>(text).unwrap_err();
+            let shown = place_and_problem(text, &error);
+            assert!(shown.starts_with("line ") && !shown.contains("hunter2"), "{shown}");
+        }
+        assert_eq!(
+            redact("a redis://u:p@s@h:1/2 'b://c' d"),
+            "a redis://***@h:1/2 'b://c' d"
+        );
     }
 
     #[test]

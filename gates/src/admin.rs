@@ -12,7 +12,10 @@ use switchback_common::{
     },
 };
 
-use crate::gate::{Gate, InvalidGate};
+use crate::{
+    gate::{Gate, InvalidGate},
+    rollback::{self, Target},
+};
 
 /// How far back a rollback looks for the version before.
 const ROLLBACK_WINDOW: usize = 1_000;
@@ -119,14 +122,27 @@ impl Gates {
         Ok(GateStore::new(&self.store, queue).history(before, count).await?)
     }
 
-    /// Where a rollback goes: with a candidate ramping, back to the active version alone; else to the active version before.
+    /// The gate in force, and where a rollback of it goes.
+    ///
+    /// # Errors
+    /// [`GateError::NoGate`], or Redis.
+    pub async fn rollback_plan(&self, queue: &Queue) -> Result<(Shown, Target), GateError> {
+        let shown = self.show(queue).await?;
+        let history = self.history(queue, None, ROLLBACK_WINDOW).await?;
+        let target = rollback::target(&shown.gate, &history);
+        Ok((shown, target))
+    }
+
+    /// The version that a rollback leaves in force. After a rollback that is the active one: repeating it changes nothing.
     ///
     /// # Errors
     /// [`GateError::NothingBefore`] when the history knows no other, or Redis.
     pub async fn rollback_target(&self, queue: &Queue) -> Result<Version, GateError> {
-        let shown = self.show(queue).await?;
-        let history = self.history(queue, None, ROLLBACK_WINDOW).await?;
-        rollback_target(&shown.gate, &history).ok_or_else(|| GateError::NothingBefore(queue.clone()))
+        match self.rollback_plan(queue).await? {
+            (_, Target::To(version)) => Ok(version),
+            (shown, Target::Already { .. }) => Ok(shown.gate.active),
+            (_, Target::Nothing) => Err(GateError::NothingBefore(queue.clone())),
+        }
     }
 
     /// The live sessions that have each version, for "is anybody there to run it".
@@ -188,24 +204,6 @@ fn sum_running(sessions: &[SessionInfo]) -> Vec<(Version, u64)> {
         }
     }
     sum.into_iter().filter(|(_, n)| *n > 0).collect()
-}
-
-/// See [`Gates::rollback_target`]. `history` is newest first.
-#[must_use]
-pub fn rollback_target(gate: &Gate, history: &[HistoryEntry]) -> Option<Version> {
-    if gate.candidate.is_some() && gate.percent > crate::gate::Share::NONE {
-        return Some(gate.active.clone());
-    }
-    #[derive(serde::Deserialize)]
-    struct Active {
-        active: Version,
-    }
-    history
-        .iter()
-        .filter(|e| e.kind == "change")
-        .filter_map(|e| serde_json::from_str::<Active>(&e.before).ok())
-        .map(|before| before.active)
-        .find(|active| *active != gate.active)
 }
 
 /// A new name for one request, so that repeating it is harmless.

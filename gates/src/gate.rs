@@ -113,6 +113,21 @@ impl Gate {
         })
     }
 
+    /// Reads the people's fields as the history keeps them: a JSON object of strings. `None` if it is none.
+    #[must_use]
+    pub fn from_history(json: &str) -> Option<Self> {
+        let mut fields: BTreeMap<String, String> = serde_json::from_str(json).ok()?;
+        let mut take = |name: &str, default: &str| fields.remove(name).unwrap_or_else(|| default.to_owned());
+        let text = GateText {
+            active: take("active", ""),
+            candidate: take("candidate", ""),
+            percent: take("percent", "0"),
+            pins: take("pins", ""),
+            paused: take("paused", "0"),
+        };
+        Self::parse(&text).ok()
+    }
+
     /// Whether a task may be routed to `version`. A version that is not reachable is withdrawn.
     ///
     /// A pause withdraws nothing: it holds.

@@ -21,7 +21,9 @@ pub enum EnqueueError {
         source: serde_json::Error,
     },
     /// The payload is too long.
-    #[error("payload for {queue} is {size} bytes, the limit is {limit}; put large data elsewhere and enqueue a reference")]
+    #[error(
+        "payload for {queue} is {size} bytes, the limit is {limit}; put large data elsewhere and enqueue a reference"
+    )]
     PayloadTooLarge {
         /// The queue.
         queue: Queue,
@@ -61,16 +63,14 @@ pub enum EnqueueError {
         /// The cause.
         source: StoreError,
     },
-    /// Part of a large batch failed. What came before is enqueued.
-    #[error("enqueued the first {} of {total} tasks into {queue}, then: {source}", enqueued.len())]
+    /// Part of a large batch failed.
+    #[error("enqueued {} of {} tasks into {queue}, then: {source}", enqueued.iter().flatten().count(), enqueued.len())]
     Partial {
         /// The queue.
         queue: Queue,
-        /// The ids of the tasks that are enqueued: the first ones, in order.
-        enqueued: Vec<TaskId>,
-        /// How many were to be.
-        total: usize,
-        /// Why it went no further.
+        /// The tasks' ids, in order; `None` for those whose batch failed.
+        enqueued: Vec<Option<TaskId>>,
+        /// The first failure.
         source: Box<EnqueueError>,
     },
 }

@@ -87,6 +87,12 @@ impl<'a> EnqueueMany<'a> {
         self.ids = Some(ids.into_iter().map(|id| id.as_ref().parse()).collect());
         self
     }
+
+    /// How long the ids are remembered. Defaults to 24 h.
+    pub fn window(mut self, window: Duration) -> Self {
+        self.window = window;
+        self
+    }
 }
 
 impl<'a> IntoFuture for EnqueueMany<'a> {

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use futures_util::StreamExt as _;
 use switchback_common::{
     ConnectOptions, Namespace, Queue, Store, StoreError, Task, TaskId, TaskType,
     envelope::{DEFAULT_MAX_PAYLOAD, MAX_KEY_BYTES},
@@ -116,7 +117,9 @@ impl Producer {
         &'a self,
         tasks: impl IntoIterator<Item = (String, &'t T)>,
     ) -> EnqueueMany<'a> {
-        let tasks = tasks.into_iter().map(|(key, task)| (Some(key), serde_json::to_vec(task)));
+        let tasks = tasks
+            .into_iter()
+            .map(|(key, task)| (Some(key), serde_json::to_vec(task)));
         self.many::<T>(tasks.collect())
     }
 
@@ -160,7 +163,12 @@ impl Producer {
             Some(ids) if ids.len() != total => {
                 return Err(InvalidTaskId(format!("{} ids for {total} tasks", ids.len())).into());
             }
-            Some(ids) => ids.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().map(Some).collect(),
+            Some(ids) => ids
+                .into_iter()
+                .collect::<Result<Vec<_>, _>>()?
+                .into_iter()
+                .map(Some)
+                .collect(),
             None => vec![None; total],
         };
         let headers = headers();
@@ -170,38 +178,39 @@ impl Producer {
             tasks.push(self.checked(&handle.queue, payload, key, id, headers.clone())?);
         }
         let link = self.link(&handle.queue).await?;
-        let mut enqueued = Vec::with_capacity(total);
-        let mut window = std::collections::VecDeque::new();
-        let mut batches = batches(&tasks).into_iter();
-        loop {
-            while window.len() < BATCHES_IN_FLIGHT {
-                let Some(batch) = batches.next() else { break };
-                let enqueue = handle.enqueue.clone();
-                let link = link.clone();
-                let batch = batch.to_vec();
-                // Sent now, awaited in order below: the batches overlap on the wire.
-                window.push_back(Box::pin(async move {
-                    if once {
-                        enqueue.add_once(&link, &batch, DEFAULT_WINDOW).await
-                    } else {
-                        enqueue.add_many(&link, &batch).await
-                    }
-                }));
-            }
-            let Some(next) = window.pop_front() else { break };
-            match next.await {
-                Ok(mut ids) => enqueued.append(&mut ids),
+        let enqueue = &handle.enqueue;
+        let link = &link;
+        let sending = batches(tasks).into_iter().map(|batch| async move {
+            let sent = if once {
+                enqueue.add_once(link, &batch, request.window).await
+            } else {
+                enqueue.add_many(link, &batch).await
+            };
+            (batch.len(), sent)
+        });
+        // Batches overlap on the wire, and each answers for itself.
+        let mut sending = futures_util::stream::iter(sending).buffered(BATCHES_IN_FLIGHT);
+        let mut enqueued: Vec<Option<TaskId>> = Vec::with_capacity(total);
+        let mut failure = None;
+        while let Some((count, sent)) = sending.next().await {
+            match sent {
+                Ok(ids) => enqueued.extend(ids.into_iter().map(Some)),
                 Err(source) => {
-                    let source = self.failed(&handle.queue, None, source).await;
-                    return Err(EnqueueError::Partial {
-                        queue: handle.queue.clone(),
-                        enqueued,
-                        total,
-                        source: Box::new(source),
-                    });
+                    enqueued.resize(enqueued.len() + count, None);
+                    failure.get_or_insert(source);
                 }
             }
         }
+        drop(sending);
+        if let Some(source) = failure {
+            let source = self.failed(&handle.queue, None, source).await;
+            return Err(EnqueueError::Partial {
+                queue: handle.queue.clone(),
+                enqueued,
+                source: Box::new(source),
+            });
+        }
+        let enqueued = enqueued.into_iter().flatten().collect();
         self.announce(&handle).await;
         Ok(enqueued)
     }
@@ -300,18 +309,19 @@ fn headers() -> Option<String> {
 }
 
 /// Cuts tasks into batches, by count and bytes.
-fn batches(tasks: &[NewTask]) -> Vec<&[NewTask]> {
-    let mut out = Vec::new();
-    let (mut from, mut bytes) = (0, 0);
-    for (at, task) in tasks.iter().enumerate() {
-        if at > from && (at - from >= BATCH_TASKS || bytes + task.payload.len() > BATCH_BYTES) {
-            out.push(&tasks[from..at]);
-            (from, bytes) = (at, 0);
+fn batches(tasks: Vec<NewTask>) -> Vec<Vec<NewTask>> {
+    let mut out = Vec::with_capacity(tasks.len() / BATCH_TASKS + 1);
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    for task in tasks {
+        if batch.len() >= BATCH_TASKS || (!batch.is_empty() && bytes + task.payload.len() > BATCH_BYTES) {
+            out.push(std::mem::take(&mut batch));
+            bytes = 0;
         }
         bytes += task.payload.len();
+        batch.push(task);
     }
-    if from < tasks.len() {
-        out.push(&tasks[from..]);
+    if !batch.is_empty() {
+        out.push(batch);
     }
     out
 }

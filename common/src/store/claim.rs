@@ -8,7 +8,7 @@ use super::{
     GROUP,
     connect::{Link, Store},
     error::StoreError,
-    gate::{GateRead, GateStore},
+    gate::{self, GateRead, GateStore},
     keyspace::Key,
     reply::{self, Entry},
 };
@@ -121,7 +121,7 @@ impl Claimer {
         let mut next = || -> Result<Value, StoreError> {
             replies.next().unwrap_or(Ok(Value::Nil)).map_err(|e| self.link.error(e))
         };
-        let (time, gate, state, ttl) = (next()?, next()?, next()?, next()?);
+        let (time, gate, state, ttl) = (next()?, gate::or_lost(next())?, next()?, next()?);
         let read = self.gate.parse_read(sent, time, gate, state, Some(&ttl))?;
         Ok(Claim {
             entries,

@@ -136,7 +136,8 @@ impl EnqueueStore {
             let marker = Key::UniqueId(self.queue.clone(), id.to_string());
             call.key(self.store.keyspace().render(&marker));
         }
-        call.arg(u64::try_from(window.as_millis()).unwrap_or(u64::MAX));
+        // Redis refuses other expiry times, and the script would learn that only after its XADD.
+        call.arg(u64::try_from(window.as_millis()).unwrap_or(u64::MAX).clamp(1, 1 << 42));
         for (task, id) in tasks.iter().zip(&ids) {
             let mut task = task.clone();
             task.id = Some(id.clone());

@@ -94,6 +94,8 @@ pub struct ChangeRequest {
     pub op: String,
     /// Only if this is still the revision.
     pub if_rev: Option<u64>,
+    /// Judge it, change nothing. (An edit that is pending is sealed all the same, as any worker would.)
+    pub dry_run: bool,
     /// Fields of the human hash and their new values.
     pub fields: Vec<(&'static str, String)>,
 }
@@ -105,6 +107,8 @@ pub enum Changed {
     Changed(Sealed),
     /// It was so already.
     Same(Sealed),
+    /// What a dry run would have written; the revision is the present one if it would change nothing.
+    Would(Sealed),
     /// A value is invalid.
     Refused {
         /// The field.
@@ -244,7 +248,7 @@ impl GateStore {
         let mut replies = link.run_pipe(&mut pipe).await?.into_iter();
         let mut next =
             || -> Result<Value, StoreError> { replies.next().unwrap_or(Ok(Value::Nil)).map_err(|e| link.error(e)) };
-        let (time, gate, state) = (next()?, next()?, next()?);
+        let (time, gate, state) = (next()?, or_lost(next())?, next()?);
         let lease = lease_key.is_some().then(&mut next).transpose()?;
         self.parse_read(sent, time, gate, state, lease.as_ref())
     }
@@ -288,6 +292,7 @@ impl GateStore {
             .arg(&request.why)
             .arg(&request.op);
         call.arg(request.if_rev.map_or_else(String::new, |rev| rev.to_string()));
+        call.arg(if request.dry_run { "dry" } else { "" });
         for (name, value) in &request.fields {
             call.arg(*name).arg(value);
         }
@@ -295,6 +300,7 @@ impl GateStore {
         Ok(match word.as_str() {
             "changed" => Changed::Changed(parse_state("gate change", rest)?.1),
             "same" => Changed::Same(parse_state("gate change", rest)?.1),
+            "would" => Changed::Would(parse_state("gate change", rest)?.1),
             "moved" => Changed::Moved(parse_state("gate change", rest)?.1),
             "refused" => Changed::Refused {
                 field: reply::text("gate change", rest.next().unwrap_or(Value::Nil))?,
@@ -406,6 +412,14 @@ fn parse_state(what: &'static str, rest: std::vec::IntoIter<Value>) -> Result<(u
         },
     };
     Ok((reply::count(what, &time)?, sealed))
+}
+
+/// A gate key of another type (`SET` for `HSET`) reads as an empty hash: an edit, which sealing puts right (P8).
+pub(crate) fn or_lost(gate: Result<Value, StoreError>) -> Result<Value, StoreError> {
+    match gate {
+        Err(StoreError::Redis { source, .. }) if source.code() == Some("WRONGTYPE") => Ok(Value::Nil),
+        other => other,
+    }
 }
 
 fn parse_found(gate: Value, state: Value) -> Result<Found, StoreError> {

@@ -44,7 +44,8 @@ pub struct Single {
     pub entry: StreamId,
     /// What becomes of it.
     pub fate: Fate,
-    /// Fields that change on the way; the others are copied by Redis.
+    /// Fields that change on the way; the others are copied by Redis. An entry that carries no id needs it here:
+    /// it is about to leave the place its id is derived from.
     pub fields: Vec<(&'static str, String)>,
 }
 
@@ -132,10 +133,19 @@ impl Settler {
         })
     }
 
+    /// The same connection with more streams: places already given out keep their meaning.
+    #[must_use]
+    pub fn with_streams(mut self, streams: Vec<String>) -> Self {
+        self.streams = streams;
+        self
+    }
+
     /// Fault for tests: fences by a key that always exists instead of the lease.
     #[cfg(feature = "faults")]
-    pub fn ignore_lease(&mut self) {
+    #[must_use]
+    pub fn ignoring_lease(mut self) -> Self {
         self.fixed[0] = self.store.keyspace().render(&Key::GateState(self.queue.clone()));
+        self
     }
 
     /// Settles a batch. Sending it again after a lost reply changes nothing (P2).

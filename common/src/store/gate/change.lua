@@ -1,15 +1,16 @@
 -- gate/change.lua — change the gate on behalf of a person or a program.
 -- KEYS  1 gate  2 gatestate  3 history  4 versions
--- ARGV  1 source  2 by  3 why  4 operation id  5 if_rev or ''  6.. field, value, field, value…
--- Reply {'changed'|'same', state…, previous active} | {'refused', field, reason} | {'moved', state…} | {'unsealed'}
+-- ARGV  1 source  2 by  3 why  4 operation id  5 if_rev or ''  6 'dry' or ''  7.. field, value, field, value…
+-- Reply {'changed'|'same'|'would', state…} | {'refused', field, reason} | {'moved', state…} | {'unsealed'}
 -- Keeps P9: seals what is pending first, so a human's edit wins; an operation id counts once, so a resend is harmless.
-local meta = { source = ARGV[1], by = ARGV[2], why = ARGV[3], op = ARGV[4] }
+local meta = { source = ARGV[1], by = string.sub(ARGV[2], 1, 64), why = string.sub(ARGV[3], 1, 500), op = ARGV[4] }
 local cur = seal_pending('redis-cli')
 local wanted = {}
-for i = 6, #ARGV, 2 do wanted[ARGV[i]] = ARGV[i + 1] end
+for i = 7, #ARGV, 2 do wanted[ARGV[i]] = ARGV[i + 1] end
 if not cur then
   -- P8: the sealed state is gone. Only an explicit `active` may begin a new one, above every revision on record.
   if not known(wanted.active or wanted.only or '') then return { 'unsealed' } end
+  meta.first = true
   local last = redis.call('XREVRANGE', history, '+', '-', 'COUNT', 1)[1]
   local rev = 0
   if last then
@@ -17,10 +18,13 @@ if not cur then
   end
   cur = { rev = rev, digest = '', active = wanted.active or wanted.only, candidate = '', percent = '0', pins = '', paused = '0' }
 end
-for _, entry in ipairs(redis.call('XREVRANGE', history, '+', '-', 'COUNT', 50)) do
+-- Repeated? Not if the state it made is lost: then it is wanted again.
+for _, entry in ipairs(meta.op ~= '' and not meta.first and redis.call('XREVRANGE', history, '+', '-', 'COUNT', 200) or {}) do
+  local kind, op
   for i = 1, #entry[2], 2 do
-    if entry[2][i] == 'op' and entry[2][i + 1] == meta.op then return reply('changed', cur) end
+    if entry[2][i] == 'kind' then kind = entry[2][i + 1] elseif entry[2][i] == 'op' then op = entry[2][i + 1] end
   end
+  if op == meta.op then return reply(kind == 'change' and 'changed' or 'same', cur) end
 end
 if ARGV[5] ~= '' and tonumber(ARGV[5]) ~= cur.rev then return reply('moved', cur) end
 local want = for_people(cur)
@@ -36,5 +40,13 @@ end
 local new, refused, dropped = judge(asked, want)
 for name, reason in pairs(refused) do return { 'refused', name, reason } end
 meta.dropped = dropped
-new = write(cur, new, hash(gate), meta)
-return reply(new.rev == cur.rev and 'same' or 'changed', new)
+if ARGV[6] == 'dry' then
+  new.digest = digest(new)
+  new.rev = cur.rev + (new.digest ~= cur.digest and 1 or 0)
+  return reply('would', new)
+end
+new = write(cur, new, gate_hash(), meta)
+if new.rev > cur.rev then return reply('changed', new) end
+-- Written down all the same: a resend of it must not undo what somebody else changes in between.
+note('note', new, meta)
+return reply('same', new)

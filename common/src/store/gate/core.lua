@@ -7,7 +7,7 @@
 local gate, state, history, versions = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local FIELDS = { 'active', 'candidate', 'percent', 'pins', 'paused' }
 local SETTABLE = { active = 1, candidate = 1, percent = 1, pins = 1, paused = 1, only = 1, inflight = 1, by = 1, why = 1 }
-local HISTORY_KEPT, MAX_PINS, MAX_PIN_BYTES = 10000, 1000, 32768
+local HISTORY_KEPT, MAX_PINS, MAX_PIN_BYTES, MAX_NOTED = 10000, 1000, 32768, 20
 
 local function now_us()
   local t = redis.call('TIME')
@@ -20,11 +20,28 @@ local function hash(key)
   return out
 end
 
+-- The gate as people left it. P8: a key of another type (`SET` for `HSET`) is a lost gate, not a dead queue.
+local function gate_hash()
+  local kind = redis.call('TYPE', gate).ok
+  if kind == 'hash' or kind == 'none' then return hash(gate) end
+  redis.call('DEL', gate)
+  return {}
+end
+
+-- `<` on strings follows the server's locale; revisions and fingerprints must not.
+local function by_bytes(a, b)
+  for i = 1, math.min(#a, #b) do
+    local x, y = string.byte(a, i), string.byte(b, i)
+    if x ~= y then return x < y end
+  end
+  return #a < #b
+end
+
 -- Byte-sorted, length-prefixed: equal text means equal hash. Rust builds the same from HGETALL.
 local function fingerprint(fields)
   local names, out = {}, {}
   for name in pairs(fields) do names[#names + 1] = name end
-  table.sort(names)
+  table.sort(names, by_bytes)
   for _, name in ipairs(names) do
     out[#out + 1] = #name .. ':' .. name .. #fields[name] .. ':' .. fields[name]
   end
@@ -76,7 +93,7 @@ local function canonical_pins(text)
     by_key[key] = version
   end
   if #keys > MAX_PINS then return nil, 'more than ' .. MAX_PINS .. ' pins' end
-  table.sort(keys)
+  table.sort(keys, by_bytes)
   for i, key in ipairs(keys) do keys[i] = key .. '=' .. by_key[key] end
   return table.concat(keys, ' ')
 end
@@ -142,7 +159,16 @@ local function judge(cur, want)
   return new, refused, dropped
 end
 
-local function json(t) return next(t) and cjson.encode(t) or '' end
+-- P10: whatever people wrote, what the history keeps of it is bounded.
+local function json(t)
+  local out, n = {}, 0
+  for name, text in pairs(t) do
+    n = n + 1
+    if n <= MAX_NOTED then out[string.sub(name, 1, 64)] = text end
+  end
+  if n > MAX_NOTED then out['...'] = 'and ' .. n - MAX_NOTED .. ' more' end
+  return n > 0 and cjson.encode(out) or ''
+end
 
 -- Seals `new` if it differs from `cur`, writes the human hash back, remembers what it looks like then.
 local function write(cur, new, raw, meta)
@@ -150,11 +176,12 @@ local function write(cur, new, raw, meta)
   new.rev, new.digest = cur.rev, wanted
   if wanted ~= cur.digest then
     new.rev = math.max(cur.rev, meta.above or 0) + 1
-    redis.call('HSET', state, 'rev', new.rev, 'digest', wanted, 'sealed_at', at,
-      'active', new.active, 'candidate', new.candidate, 'percent', new.percent, 'pins', new.pins, 'paused', new.paused)
+    -- P9: the history first. If it cannot be written nothing is sealed, for a script's writes are not rolled back.
     redis.call('XADD', history, 'MAXLEN', '~', HISTORY_KEPT, '*', 'kind', 'change', 'rev', new.rev, 'at', at,
       'source', meta.source, 'by', meta.by or '', 'why', meta.why or '', 'op', meta.op or '', 'digest', wanted,
-      'before', json(cur.rev > 0 and for_people(cur) or {}), 'after', json(for_people(new)), 'dropped', json(meta.dropped or {}))
+      'before', json(meta.first and {} or for_people(cur)), 'after', json(for_people(new)), 'dropped', json(meta.dropped or {}))
+    redis.call('HSET', state, 'rev', new.rev, 'digest', wanted, 'sealed_at', at,
+      'active', new.active, 'candidate', new.candidate, 'percent', new.percent, 'pins', new.pins, 'paused', new.paused)
   end
   local people = for_people(new)
   for name, value in pairs(people) do
@@ -170,29 +197,34 @@ end
 
 local function note(kind, cur, meta)
   redis.call('XADD', history, 'MAXLEN', '~', HISTORY_KEPT, '*', 'kind', kind, 'rev', cur.rev, 'at', now_us(),
-    'source', meta.source, 'by', meta.by or '', 'why', meta.why or '', 'refused', json(meta.refused or {}))
+    'source', meta.source, 'by', meta.by or '', 'why', meta.why or '', 'op', meta.op or '',
+    'dropped', json(meta.dropped or {}), 'refused', json(meta.refused or {}))
 end
 
 -- Seals whatever people changed since the last look. Returns the state in force and a word for what happened.
 local function seal_pending(source)
   local cur = sealed()
   if not cur then return nil, 'unsealed' end
-  local raw = hash(gate)
+  local raw = gate_hash()
   if fingerprint(raw) == redis.call('HGET', state, 'seen') then return cur, 'same' end
-  if not next(raw) then
-    note('restored', cur, { source = source, why = 'the gate hash was missing; the sealed state stays in force' })
-    return write(cur, cur, raw, { source = source }), 'restored'
+  local want = {}
+  for name, value in pairs(raw) do want[name] = value end
+  if not raw.active then
+    -- Seal always leaves `active`: the hash was lost, and what is there now says nothing of what is not.
+    note('restored', cur, { source = source, why = 'the gate hash, or its active version, was missing; the sealed state stays in force' })
+    for name, value in pairs(for_people(cur)) do want[name] = want[name] or value end
   end
   local meta = { source = source, by = string.sub(raw.by or '', 1, 64), why = string.sub(raw.why or '', 1, 500) }
-  local new, refused, dropped = judge(cur, raw)
+  local new, refused, dropped = judge(cur, want)
   meta.refused, meta.dropped = refused, dropped
   new = write(cur, new, raw, meta)
   if next(refused) then
     note('refused', new, meta)
     return new, 'refused'
   end
-  if new.rev == cur.rev and (raw.by or raw.why) then note('note', new, meta) end
-  return new, new.rev == cur.rev and 'same' or 'sealed'
+  if new.rev > cur.rev then return new, 'sealed' end
+  if raw.by or raw.why or next(dropped) then note('note', new, meta) end
+  return new, raw.active and 'same' or 'restored'
 end
 
 local function reply(word, g)

@@ -3,6 +3,7 @@
 -- ARGV  1 revision the caller has obeyed  2 its digest
 -- Reply {'held', state…} | {'fine', state…} | {'unsealed'}
 -- Keeps P8: lower, same number with another content, or a history that does not know my revision = regressed.
+-- One hold covers every revision below it, so that a fleet is held, and resumed, once.
 local mine, mine_digest = tonumber(ARGV[1]), ARGV[2]
 local cur = seal_pending('redis-cli')
 if not cur then return { 'unsealed' } end
@@ -16,10 +17,14 @@ if cur.rev > mine then
       local f = {}
       for i = 1, #entry[2], 2 do f[entry[2][i]] = entry[2][i + 1] end
       local rev = tonumber(f.rev)
-      if f.kind == 'change' and rev and rev <= mine then
-        found, regressed = true, rev < mine or f.digest ~= mine_digest
-        break
+      if f.kind == 'change' and rev then
+        if rev <= mine then
+          found, regressed = true, rev < mine or f.digest ~= mine_digest
+        elseif f.source == 'regress' then
+          found, regressed = true, false -- held for another worker, past my revision: once is enough
+        end
       end
+      if found then break end
       from = '(' .. entry[1]
     end
   until found or #page == 0
@@ -31,6 +36,6 @@ new.paused = '1'
 -- Forced through even when already paused: newcomers must see the number, too.
 local base = { rev = cur.rev, digest = '' }
 for _, name in ipairs(FIELDS) do base[name] = cur[name] end
-new = write(base, new, hash(gate), { source = 'regress', above = mine,
+new = write(base, new, gate_hash(), { source = 'regress', above = mine,
   why = 'the gate went back from revision ' .. mine .. ' (a lost failover write?); check it, then resume' })
 return reply('held', new)

@@ -4,8 +4,9 @@
 -- ARGV  by the script that follows
 -- Reply by the script that follows
 -- Keeps P1: a move copies every field, known or not, so nothing a newer producer wrote is lost on the way.
+-- Of a field given twice the last counts, as in Rust.
 local function value_of(fields, name)
-  for i = 1, #fields, 2 do if fields[i] == name then return fields[i + 1] end end
+  for i = #fields - 1, 1, -2 do if fields[i] == name then return fields[i + 1] end end
 end
 
 local function with(fields, overrides)
@@ -25,8 +26,13 @@ end
 
 -- The id of an entry that carries none; TaskId::of_entry in Rust computes the same.
 local function derived_id(entry_id, salt)
+  local function bits(digits, n) -- digit by digit: a number of Lua holds 53 bits, an id up to 64
+    local value = 0
+    for digit in string.gmatch(digits, '%d') do value = (value * 10 + tonumber(digit)) % 2 ^ n end
+    return value
+  end
   local ms, seq = string.match(entry_id, '^(%d+)%-(%d+)$')
-  ms, seq = tonumber(ms) % 2 ^ 48, tonumber(seq) % 2 ^ 42
+  ms, seq = bits(ms, 48), bits(seq, 42)
   local hex = string.format('%04x%08x7%03x%08x%08x', math.floor(ms / 2 ^ 32), ms % 2 ^ 32,
     math.floor(seq / 2 ^ 30), 2 ^ 31 + seq % 2 ^ 30, tonumber(salt))
   return string.sub(hex, 1, 8) .. '-' .. string.sub(hex, 9, 12) .. '-' .. string.sub(hex, 13, 16) .. '-' ..
@@ -56,4 +62,22 @@ local function unpack_fields(text)
     at = to + tonumber(n) + 1
   end
   return out
+end
+
+-- One call takes some 8000 values. P1: what a foreign entry has beyond that travels on, packed into one field.
+local MAX_VALUES = 4000
+local OURS = { id = 1, payload = 1, key = 1, attempt = 1, deaths = 1, enqueued_at = 1, headers = 1, errors = 1,
+  dead_reason = 1, dead_error = 1, dead_version = 1, dead_session = 1, dead_at = 1 }
+local function add(stream, fields)
+  if #fields > MAX_VALUES then
+    local kept, rest = {}, {}
+    for i = 1, #fields, 2 do
+      local name, value = fields[i], fields[i + 1]
+      if OURS[name] then kept[name], value = value, kept[name] end -- the last counts
+      if value then rest[#rest + 1], rest[#rest + 2] = name, value end
+    end
+    kept.rest = pack(rest)
+    fields = with({}, kept)
+  end
+  return redis.call('XADD', stream, '*', unpack(fields))
 end

@@ -9,11 +9,12 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, tonumber(ARGV[1]))
 local n, bytes = 0, 0
 for _, task in ipairs(due) do
-  local packed = redis.call('HGET', envelope, task)
-  if packed then
-    redis.call('XADD', main, '*', unpack(unpack_fields(packed)))
-    bytes = bytes + #packed
-  end
+  local packed = redis.call('HGET', envelope, task) or ''
+  local fields = unpack_fields(packed)
+  -- P1: an envelope that is lost or unreadable is no task any more, and ends with the dead letters, not nowhere.
+  if #fields == 0 or #fields % 2 == 1 then fields = { 'id', task, 'envelope', packed } end
+  add(main, fields)
+  bytes = bytes + #packed
   redis.call('ZREM', delayed, task)
   redis.call('HDEL', envelope, task)
   n = n + 1

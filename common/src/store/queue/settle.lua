@@ -3,7 +3,8 @@
 -- ARGV  1 session  2 attempts JSON  3 tip  4 stats TTL s  5.. floors: n, (stream, id)*; groups: n, (stream, n, id*)*;
 --       singles: n, (stream, id, kind, target stream, due ms, n, (field, value)*)*; counters: n, (field, by)*
 -- Reply {'settled', acked per group…, 1|0 per single…} | {'no_lease'}
--- Keeps P2 (an outcome takes effect only if its own XACK did: a resend changes nothing), P4 (one EXISTS fences the batch).
+-- Keeps P2 (an outcome takes effect only if its entry was pending: a resend changes nothing), P4 (one EXISTS fences the
+-- batch), P1 (written before acknowledged: a write that fails, as on a key of a wrong type, leaves the task pending).
 local lease, log, stats, delayed, envelope, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 if redis.call('EXISTS', lease) == 0 then return { 'no_lease' } end
 local at = 4
@@ -28,7 +29,7 @@ for _ = 1, tonumber(take()) do
 end
 for _ = 1, tonumber(take()) do
   local key, id, kind, target, due, n = stream(), take(), take(), tonumber(take()), take(), tonumber(take())
-  local acked = redis.call('XACK', key, 'workers', id)
+  local acked = #redis.call('XPENDING', key, 'workers', id, id, 1)
   if acked == 1 then
     local entry = redis.call('XRANGE', key, id, id)[1]
     if entry then
@@ -36,14 +37,17 @@ for _ = 1, tonumber(take()) do
       for i = at + 1, at + 2 * n, 2 do overrides[ARGV[i]] = ARGV[i + 1] end
       local fields = with(entry[2], overrides)
       if kind == 'retry' then
-        local task = value_of(fields, 'id')
-        redis.call('HSET', envelope, task, pack(fields))
+        local task = value_of(fields, 'id') or id
+        -- Foreign producers may give two tasks one id: neither replaces the other.
+        if redis.call('HEXISTS', envelope, task) == 1 then task = task .. '@' .. id end
         redis.call('ZADD', delayed, due, task)
+        redis.call('HSET', envelope, task, pack(fields))
       else
-        redis.call('XADD', kind == 'dead' and dead or KEYS[6 + target], '*', unpack(fields))
+        add(kind == 'dead' and dead or KEYS[6 + target], fields)
       end
-      redis.call('XDEL', key, id)
     end
+    redis.call('XACK', key, 'workers', id)
+    if entry then redis.call('XDEL', key, id) end
   end
   at = at + 2 * n
   effective, complete = effective + acked, complete and acked == 1

@@ -11,7 +11,7 @@ while n < most and bytes < most_bytes do
   if not read then break end
   for _, entry in ipairs(read[1][2]) do
     local fields = defaulted(entry, ARGV[4])
-    redis.call('XADD', head, '*', unpack(fields))
+    add(head, fields)
     redis.call('XACK', lane, 'workers', entry[1])
     redis.call('XDEL', lane, entry[1])
     n, bytes = n + 1, bytes + size(fields)

@@ -3,7 +3,7 @@
 -- ARGV  1 session  2 lease ms  3 record JSON  4 build  5 queue name  6.. my versions, in the order of their lanes
 -- Reply {'joined', 'seeded'|''} | {'no_group'}
 -- Keeps P8: seeds only when neither gate state nor group ever existed; never recreates a group under retained tasks.
-local sessions, lease, log, main, head = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local sessions, lease, log = KEYS[5], KEYS[6], KEYS[7]
 local session, queue = ARGV[1], ARGV[5]
 
 local function has_group(stream)
@@ -14,12 +14,12 @@ local function has_group(stream)
   return false
 end
 
-local claimed_before = redis.call('EXISTS', state) == 1
-for _, stream in ipairs({ main, head }) do
+local claimed_before = redis.call('EXISTS', state, history) > 0
+for i = 8, #KEYS do
   -- From 0 it would run every retained task again: a person decides (`XGROUP CREATE … 0` or `$`).
-  if claimed_before and not has_group(stream) and redis.call('XLEN', stream) > 0 then return { 'no_group' } end
+  if claimed_before and not has_group(KEYS[i]) and redis.call('XLEN', KEYS[i]) > 0 then return { 'no_group' } end
 end
-local first = not claimed_before and not has_group(main)
+local first = not claimed_before and not has_group(KEYS[8])
 local at = now_us()
 for i = 6, #ARGV do
   redis.call('HSETNX', versions, ARGV[i], cjson.encode({ first_seen_us = at, build = ARGV[4] }))
@@ -28,12 +28,12 @@ for i = 8, #KEYS do
   if not has_group(KEYS[i]) then redis.call('XGROUP', 'CREATE', KEYS[i], 'workers', '0', 'MKSTREAM') end
 end
 local seeded = ''
-if first and redis.call('XLEN', history) == 0 then
+if first then
   local blank = { rev = 0, digest = '', active = ARGV[6], candidate = '', percent = '0', pins = '', paused = '0' }
   local seed = { active = ARGV[6], candidate = '', percent = '0', pins = '', paused = '0' }
   -- A gate that people wrote before the first worker came is kept aside and judged as their edit.
-  local raw = hash(gate)
-  write(blank, seed, {}, { source = 'seed', why = 'first version declared for ' .. queue })
+  local raw = gate_hash()
+  write(blank, seed, {}, { source = 'seed', first = true, why = 'first version declared for ' .. queue })
   for name, value in pairs(raw) do redis.call('HSET', gate, name, value) end
   seeded = 'seeded'
 end

@@ -17,17 +17,17 @@ local moved, bytes, ids = 0, 0, {}
 for _, p in ipairs(pending) do
   local id = p[1]
   local entry = redis.call('XRANGE', source, id, id)[1]
-  redis.call('XACK', source, 'workers', id)
   if entry then
     local fields = defaulted(entry, ARGV[3])
     fields = with(fields, { deaths = tostring((tonumber(value_of(fields, 'deaths') or '') or 0) + 1) })
-    redis.call('XADD', head, '*', unpack(fields))
-    redis.call('XDEL', source, id)
+    add(head, fields) -- before the acknowledgement: a write that fails leaves the entry pending
     bytes = bytes + size(fields)
     ids[#ids + 1] = value_of(fields, 'id') .. '=' .. id
   else
     ids[#ids + 1] = '?=' .. id
   end
+  redis.call('XACK', source, 'workers', id)
+  if entry then redis.call('XDEL', source, id) end
   moved = moved + 1
   if bytes > most_bytes then break end
 end

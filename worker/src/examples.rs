@@ -1,0 +1,1 @@
+//! Handlers that `switchback-worker` brings along.

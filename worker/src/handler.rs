@@ -1,0 +1,127 @@
+//! Handlers: what an application writes, and what it may say about an attempt.
+
+use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc, time::Duration};
+
+use serde::de::DeserializeOwned;
+use switchback_common::{Queue, TaskId, Version, clock::Moment};
+use tokio_util::sync::CancellationToken;
+
+/// What a handler knows about its attempt.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Context {
+    /// The task's id: the same at every attempt.
+    pub id: TaskId,
+    /// Its queue.
+    pub queue: Queue,
+    /// The version this is.
+    pub version: Version,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+    /// How often a worker was lost while it held this task: above 0, an earlier attempt may have done part of the work.
+    pub deaths: u32,
+    /// What the sticky percent and pins look at, if the producer gave it.
+    pub key: Option<Arc<str>>,
+    /// When it was enqueued, ms since 1970.
+    pub enqueued_at_ms: u64,
+    /// Headers, e.g. `traceparent`.
+    pub headers: BTreeMap<String, String>,
+    /// The moment the start check was passed.
+    pub started: Moment,
+    /// The gate revision it was decided under.
+    pub gate_rev: u64,
+    /// Fires when the attempt should end: timeout, shutdown, lost session. A handler that ignores it is dropped at
+    /// its next `.await`.
+    pub cancelled: CancellationToken,
+}
+
+/// Why an attempt did not succeed.
+///
+/// Any error converts into one that is tried again; `?` just works.
+#[derive(Debug)]
+pub struct TaskError {
+    pub(crate) kind: ErrorKind,
+    pub(crate) text: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ErrorKind {
+    /// Try again by the policy.
+    Failed,
+    /// Try again after this long.
+    RetryAfter(Duration),
+    /// Never again.
+    Rejected,
+    /// Not even JSON: never again, and not the handler's doing.
+    Malformed,
+}
+
+impl TaskError {
+    /// A failure that is tried again by the task type's policy.
+    pub fn failed(error: impl fmt::Display) -> Self {
+        Self {
+            kind: ErrorKind::Failed,
+            text: error.to_string(),
+        }
+    }
+
+    /// A failure that is tried again after `wait`, as long as there are attempts left.
+    pub fn retry_after(wait: Duration, error: impl fmt::Display) -> Self {
+        Self {
+            kind: ErrorKind::RetryAfter(wait),
+            text: error.to_string(),
+        }
+    }
+
+    /// A failure that no repetition can mend: the task becomes a dead letter now.
+    pub fn reject(reason: impl fmt::Display) -> Self {
+        Self {
+            kind: ErrorKind::Rejected,
+            text: reason.to_string(),
+        }
+    }
+}
+
+impl<E: std::error::Error> From<E> for TaskError {
+    fn from(error: E) -> Self {
+        // The whole chain: the cause is what one looks for at night.
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            text.push_str(": ");
+            text.push_str(&inner.to_string());
+            cause = inner.source();
+        }
+        Self::failed(text)
+    }
+}
+
+/// A running handler with its type forgotten.
+pub(crate) type Running = Pin<Box<dyn Future<Output = Result<(), TaskError>> + Send>>;
+
+/// A handler with its type forgotten: payload and context in, attempt out.
+pub(crate) type Handler = Arc<dyn Fn(Vec<u8>, Context) -> Running + Send + Sync>;
+
+pub(crate) fn erase<T, F, Fut>(handler: F) -> Handler
+where
+    T: DeserializeOwned + Send + 'static,
+    F: Fn(T, Context) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<(), TaskError>> + Send + 'static,
+{
+    Arc::new(move |payload, context| match serde_json::from_slice::<T>(&payload) {
+        Ok(task) => Box::pin(handler(task, context)),
+        Err(error) => {
+            // JSON of another shape may suit another version; what is not JSON suits none.
+            let error = match error.classify() {
+                serde_json::error::Category::Data => {
+                    TaskError::failed(format!("payload does not fit this version: {error}"))
+                }
+                _ => TaskError {
+                    kind: ErrorKind::Malformed,
+                    text: format!("payload is not JSON: {error}"),
+                },
+            };
+            Box::pin(std::future::ready(Err(error)))
+        }
+    })
+}

@@ -1,0 +1,10 @@
+//! What a session does for as long as it lives: one file per duty.
+
+pub(crate) mod claimer;
+pub(crate) mod finder;
+pub(crate) mod gatekeeper;
+pub(crate) mod promoter;
+pub(crate) mod reaper;
+pub(crate) mod renewer;
+pub(crate) mod settler;
+pub(crate) mod trimmer;

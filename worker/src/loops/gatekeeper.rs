@@ -1,0 +1,89 @@
+//! The gatekeeper: looks at the gate when somebody touched it, and every second; says which revision is obeyed;
+//! sweeps lanes that are no longer routed to.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use switchback_common::{
+    StoreError, Version,
+    clock::Moment,
+    store::{inspect, session::Lives, settle},
+};
+
+use crate::session::Session;
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Lanes are swept when the gate changes; this often otherwise, for what a slow worker handed over late.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// Looks until the session is over.
+pub(crate) async fn run(session: Arc<Session>) {
+    let mut published: Option<(u64, BTreeMap<Version, u32>)> = None;
+    let mut swept: Option<(u64, Moment)> = None;
+    let mut grumbled = false;
+    loop {
+        match look(&session, &mut published, &mut swept).await {
+            Ok(()) => grumbled = false,
+            Err(error) if !grumbled => {
+                grumbled = true;
+                tracing::warn!(queue.name = %session.queue, %error, "cannot look at the gate; nothing starts until it can be read");
+            }
+            Err(_) => {}
+        }
+        tokio::select! {
+            () = session.gate_touched.notified() => {}
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = session.closing.cancelled() => return,
+        }
+    }
+}
+
+async fn look(
+    session: &Session,
+    published: &mut Option<(u64, BTreeMap<Version, u32>)>,
+    swept: &mut Option<(u64, Moment)>,
+) -> Result<(), StoreError> {
+    let Some(obeyed) = session.reader.read_after(session, Moment::now()).await? else {
+        return Ok(());
+    };
+    if session.board.obey(obeyed.ruling.rev) {
+        session.ruling_changed.notify_waiters();
+    }
+    // Read after `obey`: from here on nothing starts under an older revision, so saying so is true.
+    let report = session.board.report();
+    let news = published.as_ref().is_none_or(|(rev, _)| *rev < report.0);
+    if news || published.as_ref() != Some(&report) {
+        let running = serde_json::to_string(&report.1).unwrap_or_default();
+        if session.sessions.publish(&session.id, report.0, &running).await? == Lives::Lost {
+            session.lose();
+            return Ok(());
+        }
+        *published = Some(report.clone());
+    }
+    let due = swept.is_none_or(|(rev, at)| rev != report.0 || at.elapsed() >= SWEEP_EVERY);
+    if due {
+        sweep(session, &obeyed.ruling.gate).await?;
+        *swept = Some((report.0, Moment::now()));
+    }
+    Ok(())
+}
+
+/// P5: tasks in lanes that nobody is routed to any more go back and pass the gate again.
+async fn sweep(session: &Session, gate: &switchback_gates::Gate) -> Result<(), StoreError> {
+    for version in inspect::versions(&session.store, &session.queue).await? {
+        if gate.reaches(&version) {
+            continue;
+        }
+        let mut total = 0;
+        loop {
+            let moved = settle::sweep(&session.store, &session.queue, &version, &session.id).await?;
+            total += moved;
+            if moved == 0 || session.closing.is_cancelled() {
+                break;
+            }
+        }
+        if total > 0 {
+            tracing::info!(queue.name = %session.queue, task.version = %version, tasks = total, "swept the lane of a version that is no longer routed to");
+        }
+    }
+    Ok(())
+}

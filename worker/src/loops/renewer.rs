@@ -1,0 +1,172 @@
+//! The renewer: keeps the leases of this process alive, from a thread that a blocked runtime cannot starve.
+//!
+//! It stops when the runtime has not ticked for longer than any handler may take: a deadlocked worker must not keep
+//! its tasks for ever.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use switchback_common::{
+    Store,
+    clock::Moment,
+    store::{connect::Link, session::Lives},
+};
+
+use crate::session::Session;
+
+/// A runtime that has not ticked for this long is worth a warning.
+const BLOCKED_WARNING: Duration = Duration::from_secs(2);
+
+/// The thread, and the sessions it renews.
+#[derive(Debug)]
+pub(crate) struct Renewer {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    sessions: Mutex<Vec<Weak<Session>>>,
+    /// When the main runtime last ran a timer, ns.
+    ticked: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// Tells the renewer that the runtime lives. Runs until dropped.
+pub(crate) async fn tick(ticks: Ticks) {
+    loop {
+        ticks.0.ticked.store(Moment::now().as_nanos(), Ordering::Release);
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+/// The handle of [`tick`].
+#[derive(Debug)]
+pub(crate) struct Ticks(Arc<Shared>);
+
+impl Renewer {
+    /// Starts the thread. `give_up`: how long the runtime may be silent.
+    pub(crate) fn start(store: &Store, every: Duration, give_up: Duration) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            sessions: Mutex::default(),
+            ticked: AtomicU64::new(Moment::now().as_nanos()),
+            stop: AtomicBool::new(false),
+        });
+        // A runtime of its own: its timers and sockets run whatever the handlers do to theirs.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = {
+            let (shared, store) = (Arc::clone(&shared), store.clone());
+            std::thread::Builder::new()
+                .name("switchback-renewer".to_owned())
+                .spawn(move || runtime.block_on(renew_all(&shared, &store, every, give_up)))?
+        };
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    pub(crate) fn ticks(&self) -> Ticks {
+        Ticks(Arc::clone(&self.shared))
+    }
+
+    /// Renews `session` for as long as it exists.
+    pub(crate) fn add(&self, session: &Arc<Session>) {
+        self.list().push(Arc::downgrade(session));
+    }
+
+    fn list(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Session>>> {
+        self.shared.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Renewer {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // It looks at `stop` ten times a second.
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn renew_all(shared: &Shared, store: &Store, every: Duration, give_up: Duration) {
+    let mut link = None;
+    let mut due = Moment::now() + every;
+    let mut warned = false;
+    while !shared.stop.load(Ordering::Acquire) {
+        tokio::time::sleep(every.min(Duration::from_millis(100))).await;
+        if Moment::now() < due {
+            continue;
+        }
+        due = Moment::now() + every;
+        let silent = Moment::from_nanos(shared.ticked.load(Ordering::Acquire)).elapsed();
+        if silent >= BLOCKED_WARNING && !warned {
+            tracing::warn!(
+                silent_ms = silent.as_millis(),
+                "a handler blocks the runtime's threads: use spawn_blocking. Leases are still renewed"
+            );
+        }
+        warned = silent >= BLOCKED_WARNING;
+        if silent >= give_up {
+            continue;
+        }
+        let sessions: Vec<Arc<Session>> = {
+            let mut list = shared.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+            list.retain(|s| s.strong_count() > 0);
+            list.iter().filter_map(Weak::upgrade).collect()
+        };
+        for session in sessions {
+            if !session.board.is_lost() {
+                renew(&session, store, &mut link).await;
+            }
+        }
+    }
+}
+
+async fn renew(session: &Session, store: &Store, link: &mut Option<Link>) {
+    let current = match link.take() {
+        Some(current) => current,
+        None => match store.link().await {
+            Ok(new) => {
+                session.postpone_reaping();
+                new
+            }
+            Err(error) => {
+                session.postpone_reaping();
+                tracing::warn!(queue.name = %session.queue, %error, "cannot renew the lease");
+                return;
+            }
+        },
+    };
+    let sent = Moment::now();
+    let lease = session.config.lease;
+    match session.sessions.renew(&current, &session.id, lease).await {
+        Ok(Lives::Yes) => {
+            *link = Some(current);
+            if sent.elapsed() >= Duration::from_secs(2) {
+                session.postpone_reaping();
+            }
+            // P4: counted from sending, less a margin.
+            session
+                .board
+                .lease_until(sent + lease.saturating_sub(session.config.lease_margin()));
+            session.lease_known.notify_waiters();
+        }
+        Ok(Lives::Lost) => {
+            *link = Some(current);
+            session.lose();
+        }
+        Err(error) => {
+            session.postpone_reaping();
+            tracing::warn!(queue.name = %session.queue, %error, "cannot renew the lease");
+        }
+    }
+}

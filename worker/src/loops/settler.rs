@@ -1,0 +1,201 @@
+//! The settler: records outcomes. While one batch is on its way the next one gathers, so that an idle worker
+//! settles at once and a busy one in large batches.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use switchback_common::{
+    StoreError,
+    store::{
+        log::{self, AttemptGroup, AttemptRow, Ended},
+        settle::{Batch, DoneGroup, Fate, MAX_GROUP, Settled, Settler, Single},
+    },
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    attempt::{Message, Outcome},
+    session::Session,
+};
+
+/// Most outcomes in one script call.
+const MAX_BATCH: usize = 1_000;
+const FIRST_RETRY: Duration = Duration::from_millis(20);
+const LONGEST_RETRY: Duration = Duration::from_millis(1_500);
+/// Upper bounds of the duration buckets in the stats, ms.
+const BUCKETS_MS: [u64; 12] = [1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000];
+
+/// Settles until it is told that nothing will follow.
+pub(crate) async fn run(session: Arc<Session>, mut messages: mpsc::UnboundedReceiver<Message>) {
+    let mut settler = None;
+    let mut gathered = Vec::with_capacity(MAX_BATCH);
+    let mut open = true;
+    while open && messages.recv_many(&mut gathered, MAX_BATCH).await > 0 {
+        if gathered.len() > 1 && gathered.len() < MAX_BATCH / 4 {
+            // A busy worker: let the handlers that are about to end join this batch.
+            tokio::task::yield_now().await;
+            while gathered.len() < MAX_BATCH {
+                let Ok(message) = messages.try_recv() else { break };
+                gathered.push(message);
+            }
+        }
+        let outcomes: Vec<Outcome> = gathered
+            .drain(..)
+            .filter_map(|message| match message {
+                Message::Outcome(outcome) => Some(outcome),
+                Message::Trim => None,
+                Message::Close => {
+                    open = false;
+                    None
+                }
+            })
+            .collect();
+        let retries = outcomes.iter().any(|o| matches!(o.fate, Some((Fate::Retry { .. }, _))));
+        settle(&session, &mut settler, &outcomes).await;
+        session.held.remove(outcomes.iter().map(|o| (o.place, o.entry)));
+        session.slots.settled(outcomes.len());
+        if retries {
+            session.retry_scheduled.notify_one();
+        }
+    }
+}
+
+async fn settle(session: &Session, settler: &mut Option<(usize, Settler)>, outcomes: &[Outcome]) {
+    let mut retry = FIRST_RETRY;
+    let mut batch = None;
+    loop {
+        // P4: a lost session settles nothing; its results are refused and written down.
+        if session.board.is_lost() {
+            refuse(session, outcomes).await;
+            return;
+        }
+        let batch = batch.get_or_insert_with(|| build(session, outcomes));
+        match attempt(session, settler, batch).await {
+            Ok(Settled::Yes { .. }) => return,
+            Ok(Settled::NoLease) => {
+                // Kept and sent again once the renewer knows: revived, or lost.
+                let _ = tokio::time::timeout(retry, session.lease_known.notified()).await;
+            }
+            Err(error) => {
+                tracing::warn!(queue.name = %session.queue, %error, batch.len = outcomes.len(), "cannot settle; keeping the outcomes");
+                *settler = None;
+                tokio::time::sleep(retry).await;
+            }
+        }
+        retry = (retry * 2).min(LONGEST_RETRY);
+    }
+}
+
+async fn attempt(
+    session: &Session,
+    settler: &mut Option<(usize, Settler)>,
+    batch: &Batch,
+) -> Result<Settled, StoreError> {
+    // Lanes may have been added since: places are the same, the list is longer.
+    let streams = session.streams.len();
+    let current = match settler.take() {
+        Some((known, current)) if known == streams => current,
+        Some((_, current)) => current.with_streams(session.streams.keys()),
+        None => {
+            let new = Settler::new(&session.store, &session.queue, &session.id, session.streams.keys()).await?;
+            #[cfg(feature = "faults")]
+            let new = match session.config.faults.settle_ignores_lease {
+                true => new.ignoring_lease(),
+                false => new,
+            };
+            new
+        }
+    };
+    let settled = current.settle(batch).await;
+    *settler = Some((streams, current));
+    settled
+}
+
+fn build(session: &Session, outcomes: &[Outcome]) -> Batch {
+    let mut batch = Batch {
+        tip: session.tip(),
+        floors: session.floors.get(),
+        minute: session.clock.now_us() / 60_000_000,
+        ..Batch::default()
+    };
+    let mut counters: BTreeMap<String, u64> = BTreeMap::new();
+    // Attempts of one claim sit together; a handful of groups at most, so a list is searched from its end.
+    let mut groups: Vec<AttemptGroup> = Vec::new();
+    for outcome in outcomes {
+        match &outcome.fate {
+            None => {
+                let open = batch.done.iter_mut().rev().find(|g| g.stream == outcome.place);
+                match open {
+                    Some(group) if group.entries.len() < MAX_GROUP => group.entries.push(outcome.entry),
+                    _ => batch.done.push(DoneGroup {
+                        stream: outcome.place,
+                        entries: vec![outcome.entry],
+                    }),
+                }
+            }
+            Some((fate, fields)) => batch.singles.push(Single {
+                stream: outcome.place,
+                entry: outcome.entry,
+                fate: fate.clone(),
+                fields: fields.clone(),
+            }),
+        }
+        let Some(ran) = &outcome.ran else { continue };
+        let row = AttemptRow(
+            ran.task.clone(),
+            outcome.entry.to_string(),
+            ran.attempt,
+            ran.ended,
+            u64::try_from(ran.took.as_millis()).unwrap_or(u64::MAX),
+        );
+        let label = &session.streams.get(outcome.place).label;
+        match groups
+            .iter_mut()
+            .rev()
+            .find(|g| g.at == ran.read_us && g.rev == ran.rev && g.version == ran.version && g.stream == **label)
+        {
+            Some(group) => group.tasks.push(row),
+            None => groups.push(AttemptGroup {
+                at: ran.read_us,
+                rev: ran.rev,
+                version: ran.version.clone(),
+                stream: label.to_string(),
+                tasks: vec![row],
+            }),
+        }
+    }
+    for group in &groups {
+        for row in &group.tasks {
+            let mut count = |what: &str| *counters.entry(format!("{}:{what}", group.version)).or_default() += 1;
+            count(row.3.as_str());
+            if row.3 != Ended::Released {
+                match BUCKETS_MS.iter().find(|&&bound| row.4 <= bound) {
+                    Some(bound) => count(&format!("le_{bound}")),
+                    None => count("le_inf"),
+                }
+            }
+        }
+    }
+    batch.counters = counters.into_iter().collect();
+    if !groups.is_empty() {
+        batch.attempts = serde_json::to_string(&groups).unwrap_or_default();
+    }
+    batch
+}
+
+async fn refuse(session: &Session, outcomes: &[Outcome]) {
+    let late: Vec<String> = outcomes
+        .iter()
+        .filter_map(|o| o.ran.as_ref())
+        .map(|ran| format!("{}@{}={}", ran.task, ran.version, ran.ended.as_str()))
+        .collect();
+    if late.is_empty() {
+        return;
+    }
+    tracing::warn!(
+        queue.name = %session.queue, session = %session.id, results = late.len(),
+        "results came after this session was lost; they are refused, and the tasks run again elsewhere"
+    );
+    if let Err(error) = log::write(&session.store, &session.queue, "stale", &session.id, &late.join(" ")).await {
+        tracing::warn!(%error, queue.name = %session.queue, "cannot write the refused results down");
+    }
+}

@@ -1,0 +1,235 @@
+//! One queue of a worker: session after session, each begun, kept and ended here.
+
+use std::{
+    sync::{Arc, Mutex, atomic::AtomicU64},
+    time::Duration,
+};
+
+use switchback_common::{
+    Queue, SessionId, Store, StoreError,
+    clock::Moment,
+    store::session::{Joined, SessionRecord, SessionStore},
+};
+use switchback_gates::GateView;
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinSet,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    attempt::{GateReader, Message},
+    config::WorkerConfig,
+    loops::{claimer, finder, gatekeeper, promoter, reaper, renewer::Renewer, settler, trimmer},
+    pushes::Pushes,
+    registry::QueueSpec,
+    session::{Floors, Held, RedisClock, Session, Slots, Streams},
+    starts::StartBoard,
+};
+
+const CLAIMERS: usize = 2;
+const LONGEST_RETRY: Duration = Duration::from_secs(2);
+
+/// What every queue of a worker needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) config: Arc<WorkerConfig>,
+    pub(crate) renewer: Arc<Renewer>,
+    pub(crate) pushes: Pushes,
+    pub(crate) stop: CancellationToken,
+    pub(crate) stop_now: CancellationToken,
+}
+
+/// Serves one queue until the worker stops.
+pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
+    let queue = Queue::new(shared.config.namespace.clone(), spec.task_type.clone());
+    // Outlives sessions: a gate that goes backwards is noticed by whoever obeyed the later revision.
+    let view = Arc::new(GateView::new(&shared.store, &queue));
+    let mut endings = JoinSet::new();
+    while !shared.stop.is_cancelled() {
+        let Some((session, messages)) = begin(&shared, &spec, &queue, &view).await else {
+            break;
+        };
+        let mut loops = JoinSet::new();
+        endings.spawn(settler::run(Arc::clone(&session), messages));
+        for n in 0..CLAIMERS {
+            loops.spawn(claimer::run(Arc::clone(&session), n == 0));
+        }
+        loops.spawn(gatekeeper::run(Arc::clone(&session)));
+        loops.spawn(promoter::run(Arc::clone(&session)));
+        loops.spawn(reaper::run(Arc::clone(&session)));
+        loops.spawn(finder::run(Arc::clone(&session)));
+        loops.spawn(trimmer::run(Arc::clone(&session)));
+        tokio::select! {
+            () = shared.stop.cancelled() => {}
+            () = session.closing.cancelled() => {}
+        }
+        // A lost session winds down beside its successor; a stopping worker waits for it below.
+        endings.spawn(end(shared.clone(), session, loops));
+    }
+    while endings.join_next().await.is_some() {}
+}
+
+async fn begin(
+    shared: &Shared,
+    spec: &Arc<QueueSpec>,
+    queue: &Queue,
+    view: &Arc<GateView>,
+) -> Option<(Arc<Session>, mpsc::UnboundedReceiver<Message>)> {
+    let mut retry = Duration::from_millis(50);
+    loop {
+        match try_begin(shared, spec, queue, view).await {
+            Ok(Some(begun)) => return Some(begun),
+            Ok(None) => tracing::error!(
+                queue.name = %queue,
+                "the consumer group `workers` is gone but tasks are there: holding. Create it again with XGROUP CREATE … workers 0 (runs retained tasks again) or $ (skips what waits)"
+            ),
+            Err(error) => tracing::warn!(queue.name = %queue, %error, "cannot begin a session"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(retry) => {}
+            () = shared.stop.cancelled() => return None,
+        }
+        retry = (retry * 2).min(LONGEST_RETRY);
+    }
+}
+
+async fn try_begin(
+    shared: &Shared,
+    spec: &Arc<QueueSpec>,
+    queue: &Queue,
+    view: &Arc<GateView>,
+) -> Result<Option<(Arc<Session>, mpsc::UnboundedReceiver<Message>)>, StoreError> {
+    let config = &shared.config;
+    let id = SessionId::random();
+    let sessions = SessionStore::new(&shared.store, queue);
+    let sent = Moment::now();
+    match sessions.join(&id, config.lease, &record(config, spec)).await? {
+        Joined::NoGroup => return Ok(None),
+        Joined::Yes { seeded: true } => {
+            tracing::info!(queue.name = %queue, "new queue: its gate begins with {} active", spec.versions[0]);
+        }
+        Joined::Yes { seeded: false } => {}
+    }
+    let (outcomes, messages) = mpsc::unbounded_channel();
+    let lease_until = sent + config.lease.saturating_sub(config.lease_margin());
+    let board = StartBoard::new(config.start_ttl, lease_until);
+    #[cfg(feature = "faults")]
+    let board = if config.faults.skip_start_check {
+        board.unchecked()
+    } else {
+        board
+    };
+    let session = Arc::new(Session {
+        store: shared.store.clone(),
+        sessions,
+        queue: queue.clone(),
+        config: Arc::clone(config),
+        spec: Arc::clone(spec),
+        view: Arc::clone(view),
+        reader: GateReader::new(),
+        board,
+        streams: Streams::new(&shared.store, queue, &spec.versions),
+        slots: Slots::new(spec.concurrency),
+        held: Held::default(),
+        clock: RedisClock::new(),
+        floors: Floors::default(),
+        outcomes,
+        attempts: TaskTracker::new(),
+        tip: (AtomicU64::new(0), AtomicU64::new(0)),
+        claims_out: Mutex::default(),
+        gate_touched: Notify::new(),
+        ruling_changed: Notify::new(),
+        busy: Notify::new(),
+        retry_scheduled: Notify::new(),
+        look_for_lost: Notify::new(),
+        lease_known: Notify::new(),
+        closing: CancellationToken::new(),
+        cancel_handlers: CancellationToken::new(),
+        abandon: CancellationToken::new(),
+        reap_not_before: Mutex::new(Moment::now() + config.reap_grace()),
+        id,
+    });
+    shared.renewer.add(&session);
+    shared.pushes.add(session.view.store().key(), &session);
+    tracing::info!(
+        queue.name = %queue, session = %session.id, versions = ?spec.versions, concurrency = spec.concurrency,
+        "session begun"
+    );
+    Ok(Some((session, messages)))
+}
+
+fn record(config: &WorkerConfig, spec: &QueueSpec) -> SessionRecord {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    SessionRecord {
+        host,
+        pid: std::process::id(),
+        build: config.build.clone(),
+        versions: spec.versions.clone(),
+        concurrency: spec.concurrency,
+        started_ms: wall_ms(),
+    }
+}
+
+/// Ends a session. The order is the point: nobody claims, then everybody finishes, then all is settled, and only
+/// then does the session say that it is over.
+async fn end(shared: Shared, session: Arc<Session>, mut loops: JoinSet<()>) {
+    session.closing.cancel();
+    while loops.join_next().await.is_some() {}
+    session.attempts.close();
+    tokio::select! {
+        () = session.attempts.wait() => {}
+        () = grace(&shared, &session) => {
+            session.cancel_handlers.cancel();
+            session.abandon.cancel();
+            session.attempts.wait().await;
+        }
+    }
+    let _ = session.outcomes.send(Message::Close);
+    session.settled().await;
+    if !session.board.is_lost() {
+        let keys = session.streams.own().into_iter().map(|s| s.key).collect::<Vec<_>>();
+        if let Err(error) = session.sessions.leave(&session.id, &keys, "stopped").await {
+            tracing::warn!(queue.name = %session.queue, %error, "cannot say goodbye; the lease will run out");
+        }
+    }
+    tracing::info!(queue.name = %session.queue, session = %session.id, "session ended");
+}
+
+/// Passes when a stopping worker has waited long enough. A lost session's handlers were told to end already.
+async fn grace(shared: &Shared, session: &Session) {
+    shared.stop.cancelled().await;
+    tokio::select! {
+        () = tokio::time::sleep(session.config.grace) => {
+            tracing::warn!(queue.name = %session.queue, "grace is over: giving running tasks back");
+        }
+        () = shared.stop_now.cancelled() => {}
+    }
+}
+
+impl Session {
+    /// Waits until the settler has nothing left.
+    async fn settled(&self) {
+        loop {
+            let freed = self.slots.freed.notified();
+            if self.slots.unsettled() == 0 {
+                return;
+            }
+            freed.await;
+        }
+    }
+
+    /// Takes note of a push.
+    pub(crate) fn touched(&self) {
+        // P3: what was read before the push may be stale.
+        self.board.mark_stale();
+        self.gate_touched.notify_one();
+    }
+}
+
+/// Milliseconds since 1970, for people to read; nothing is ordered by it.
+fn wall_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
+}
