@@ -200,7 +200,7 @@ pub fn clip(text: &str, limit: usize) -> &str {
     &text[..text.floor_char_boundary(limit)]
 }
 
-fn bad(field: &'static str, problem: impl ToString) -> Malformed {
+fn bad(field: &'static str, problem: impl std::fmt::Display) -> Malformed {
     Malformed::BadField {
         field,
         problem: clip(&problem.to_string(), 300).to_owned(),
@@ -249,7 +249,8 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        let cases: &[(&[(&str, &[u8])], &str)] = &[
+        type Case<'a> = (&'a [(&'a str, &'a [u8])], &'a str);
+        let cases: &[Case<'_>] = &[
             (&[("pay", b"{}")], "no `payload` field"),
             (&[("payload", &[b'x'; 101])], "payload of 101 bytes, the limit is 100"),
             (

@@ -86,7 +86,7 @@ impl Revisions {
         let overlooked = in_force.filter(|(_, sealed, reach)| group.rev < *sealed && !reaches(reach));
         // Decided under a revision that never reached this version: the worker did not obey its own read.
         let own = self.by_time.iter().find(|(_, rev, _)| *rev == group.rev);
-        let Some((_, sealed, _)) = overlooked.or(own.filter(|(_, _, reach)| !reaches(reach))) else {
+        let Some((_, sealed, _)) = overlooked.or_else(|| own.filter(|(_, _, reach)| !reaches(reach))) else {
             return Vec::new();
         };
         let late = group.tasks.iter().map(|row| LateStart {

@@ -145,9 +145,9 @@ impl GateView {
 
     fn adopt(&self, read: &GateRead) -> Result<Arc<Ruling>, StoreError> {
         let Found::Settled(sealed) = &read.found else {
-            return Err(self.unreadable("nothing sealed"));
+            return Err(self.unreadable(&"nothing sealed"));
         };
-        let gate = Gate::parse(&sealed.gate).map_err(|e| self.unreadable(e))?;
+        let gate = Gate::parse(&sealed.gate).map_err(|e| self.unreadable(&e))?;
         let ruling = Arc::new(Ruling {
             rev: sealed.rev,
             digest: sealed.digest.clone(),
@@ -190,7 +190,7 @@ impl GateView {
         Verdict::Missing
     }
 
-    fn unreadable(&self, detail: impl ToString) -> StoreError {
+    fn unreadable(&self, detail: &dyn ToString) -> StoreError {
         StoreError::Unexpected {
             what: "gate state",
             detail: format!("{}: {}", self.queue, detail.to_string()),

@@ -71,7 +71,7 @@ pub enum EnqueueError {
         /// The tasks' ids, in order; `None` for those whose batch failed.
         enqueued: Vec<Option<TaskId>>,
         /// The first failure.
-        source: Box<EnqueueError>,
+        source: Box<Self>,
     },
 }
 

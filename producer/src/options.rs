@@ -63,13 +63,16 @@ impl<'a> IntoFuture for Enqueue<'a> {
     }
 }
 
+/// One task of many: its key, and its payload if it could be written.
+pub(crate) type Draft = (Option<String>, Result<Vec<u8>, serde_json::Error>);
+
 /// Many tasks of one type on their way. Await it to send them.
 #[derive(Debug)]
 #[must_use = "nothing is enqueued until it is awaited"]
 pub struct EnqueueMany<'a> {
     pub(crate) producer: &'a Producer,
     pub(crate) task_type: &'a str,
-    pub(crate) tasks: Vec<(Option<String>, Result<Vec<u8>, serde_json::Error>)>,
+    pub(crate) tasks: Vec<Draft>,
     pub(crate) ids: Option<Vec<Result<TaskId, InvalidTaskId>>>,
     pub(crate) window: Duration,
 }

@@ -20,7 +20,7 @@ use tokio::sync::RwLock;
 
 use crate::{
     error::EnqueueError,
-    options::{DEFAULT_WINDOW, Enqueue, EnqueueMany},
+    options::{DEFAULT_WINDOW, Draft, Enqueue, EnqueueMany},
 };
 
 /// Tasks per MULTI, and batches on their way at once: enough to keep Redis busy, small enough not to hog it.
@@ -123,7 +123,7 @@ impl Producer {
         self.many::<T>(tasks.collect())
     }
 
-    fn many<T: Task>(&self, tasks: Vec<(Option<String>, Result<Vec<u8>, serde_json::Error>)>) -> EnqueueMany<'_> {
+    fn many<T: Task>(&self, tasks: Vec<Draft>) -> EnqueueMany<'_> {
         EnqueueMany {
             producer: self,
             task_type: T::TYPE,

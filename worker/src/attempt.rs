@@ -119,7 +119,7 @@ pub(crate) async fn run(session: Arc<Session>, task: Claimed) {
             session.board.end(&version);
             outcome
         }
-        Some(Route::Elsewhere(place)) => moved(task, place),
+        Some(Route::Elsewhere(place)) => moved(&task, place),
         // The session is lost: the task is somebody else's now.
         None => {
             session.slots.ended();
@@ -373,7 +373,7 @@ pub(crate) fn dead_fields(
 }
 
 /// A task that goes to another stream without having run: nothing is burnt (P6).
-fn moved(task: Claimed, to: usize) -> Outcome {
+fn moved(task: &Claimed, to: usize) -> Outcome {
     Outcome {
         place: task.place,
         entry: task.entry,

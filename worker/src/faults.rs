@@ -2,7 +2,6 @@
 
 /// Which promises to break.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "independent switches")]
 pub struct Faults {
     /// P3: decide by a gate that was read before the claim.
     pub gate_before_claim: bool,

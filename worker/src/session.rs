@@ -52,8 +52,8 @@ pub(crate) struct Streams {
 impl Streams {
     pub(crate) fn new(store: &Store, queue: &Queue, versions: &[Version]) -> Self {
         let mut list = vec![
-            info(store, Key::Stream(queue.clone()), "main".to_owned()),
-            info(store, Key::Head(queue.clone()), "head".to_owned()),
+            info(store, &Key::Stream(queue.clone()), "main".to_owned()),
+            info(store, &Key::Head(queue.clone()), "head".to_owned()),
         ];
         list.extend(versions.iter().map(|v| lane(store, queue, v)));
         Self {
@@ -94,8 +94,8 @@ impl Streams {
     }
 }
 
-fn info(store: &Store, key: Key, label: String) -> StreamInfo {
-    let key = store.keyspace().render(&key);
+fn info(store: &Store, key: &Key, label: String) -> StreamInfo {
+    let key = store.keyspace().render(key);
     StreamInfo {
         salt: stream_salt(&key),
         key,
@@ -106,7 +106,7 @@ fn info(store: &Store, key: Key, label: String) -> StreamInfo {
 fn lane(store: &Store, queue: &Queue, version: &Version) -> StreamInfo {
     info(
         store,
-        Key::Lane(queue.clone(), version.clone()),
+        &Key::Lane(queue.clone(), version.clone()),
         format!("lane:{version}"),
     )
 }

@@ -99,8 +99,10 @@ impl Claimer {
     /// When Redis does not answer: entries may have been claimed all the same, and are found in the PEL later.
     pub async fn claim(&self, wants: &[Want]) -> Result<Claim, StoreError> {
         let mut pipe = Pipeline::with_capacity(wants.len() + 4);
-        for want in wants {
-            pipe.add_command(self.readgroup(std::slice::from_ref(want), None));
+        // COUNT 0 would mean: everything.
+        let wants: Vec<&Want> = wants.iter().filter(|want| want.count > 0).collect();
+        for want in &wants {
+            pipe.add_command(self.readgroup(&[**want], None));
         }
         // P3: Redis executes a pipeline in order, so this gate read comes after the claims.
         self.gate.append_read(&mut pipe, Some(&self.lease_key));
@@ -108,7 +110,7 @@ impl Claimer {
         let mut replies = self.link.run_pipe(&mut pipe).await?.into_iter();
         let mut entries = Vec::with_capacity(wants.len());
         let mut failure = None;
-        for _ in wants {
+        for _ in &wants {
             match self.claimed(replies.next()) {
                 Ok(mut claimed) => entries.append(&mut claimed),
                 // What the other streams gave is ours already: keep it.

@@ -110,7 +110,13 @@ pub enum StoreError {
 impl StoreError {
     pub(crate) fn from_redis(address: &str, source: RedisError) -> Self {
         let address = address.to_owned();
-        let detail = || source.detail().unwrap_or_default().to_owned();
+        // An aborted MULTI wraps what was said to its commands: the first of them says what is wrong.
+        let source = match source.clone().into_server_errors().as_deref() {
+            Some([(_, first), ..]) => first.clone().into(),
+            _ => source,
+        };
+        // A refused AUTH has no detail of its own.
+        let detail = || source.detail().unwrap_or_else(|| source.category()).to_owned();
         match (source.kind(), source.code().unwrap_or_default()) {
             (ErrorKind::AuthenticationFailed, _) | (_, "NOAUTH" | "WRONGPASS" | "NOPERM") => Self::Denied {
                 detail: format!("{} {}", source.code().unwrap_or("AUTH"), detail()),

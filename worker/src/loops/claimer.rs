@@ -6,9 +6,9 @@
 use std::{sync::Arc, time::Duration};
 
 use switchback_common::{
-    StoreError, StreamId,
+    StoreError, StreamId, TaskId,
     clock::Moment,
-    envelope::Envelope,
+    envelope::{Envelope, field},
     store::{
         claim::{Claim, Claimer, Want, unblock},
         reply::Entry,
@@ -325,6 +325,7 @@ fn dispatch(session: &Arc<Session>, place: usize, entry: Entry, claimed: Moment,
         finish_unrun(session, place, entry.id, None);
         return;
     };
+    let has_id = fields.iter().any(|(name, _)| name == field::ID.as_bytes());
     match Envelope::decode(info.salt, entry.id, fields, session.spec.max_payload) {
         Ok(envelope) => {
             let task = Claimed {
@@ -339,7 +340,10 @@ fn dispatch(session: &Arc<Session>, place: usize, entry: Entry, claimed: Moment,
         Err(malformed) => {
             // Set aside with its bytes: Redis copies the entry as it is.
             tracing::error!(queue.name = %session.queue, entry = %entry.id, "malformed task is a dead letter: {malformed}");
-            let fields = dead_fields(session, "malformed", &malformed.to_string(), None);
+            let mut fields = dead_fields(session, "malformed", &malformed.to_string(), None);
+            if !has_id {
+                fields.push((field::ID, TaskId::of_entry(info.salt, entry.id).to_string()));
+            }
             finish_unrun(session, place, entry.id, Some((Fate::Dead, fields)));
         }
     }

@@ -4,6 +4,7 @@
 -- ARGV  by the script that follows
 -- Reply by the script that follows
 -- Keeps P1: a move copies every field, known or not, so nothing a newer producer wrote is lost on the way.
+-- Of more than 2000 fields, those that are not ours travel packed in one, `rest`.
 -- Of a field given twice the last counts, as in Rust.
 local function value_of(fields, name)
   for i = #fields - 1, 1, -2 do if fields[i] == name then return fields[i + 1] end end
@@ -64,7 +65,7 @@ local function unpack_fields(text)
   return out
 end
 
--- One call takes some 8000 values. P1: what a foreign entry has beyond that travels on, packed into one field.
+-- P1: one call takes some 8000 values, and a move that fails half way would lose the task.
 local MAX_VALUES = 4000
 local OURS = { id = 1, payload = 1, key = 1, attempt = 1, deaths = 1, enqueued_at = 1, headers = 1, errors = 1,
   dead_reason = 1, dead_error = 1, dead_version = 1, dead_session = 1, dead_at = 1 }

@@ -29,7 +29,7 @@ for _ = 1, tonumber(take()) do
 end
 for _ = 1, tonumber(take()) do
   local key, id, kind, target, due, n = stream(), take(), take(), tonumber(take()), take(), tonumber(take())
-  local acked = #redis.call('XPENDING', key, 'workers', id, id, 1)
+  local acked = #redis.call('XPENDING', key, 'workers', id, id, 1, ARGV[1])
   if acked == 1 then
     local entry = redis.call('XRANGE', key, id, id)[1]
     if entry then
@@ -42,8 +42,13 @@ for _ = 1, tonumber(take()) do
         if redis.call('HEXISTS', envelope, task) == 1 then task = task .. '@' .. id end
         redis.call('ZADD', delayed, due, task)
         redis.call('HSET', envelope, task, pack(fields))
+      elseif kind == 'dead' then
+        add(dead, fields)
       else
-        add(kind == 'dead' and dead or KEYS[6 + target], fields)
+        local to = KEYS[6 + target]
+        -- A lane that somebody deleted comes back with its group, or nobody could read it.
+        if redis.call('EXISTS', to) == 0 then redis.call('XGROUP', 'CREATE', to, 'workers', '0', 'MKSTREAM') end
+        add(to, fields)
       end
     end
     redis.call('XACK', key, 'workers', id)
