@@ -1,0 +1,319 @@
+//! The command line: `switchback <noun> <verb>`. The long help is the reference of the JSON output.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use jiff::SignedDuration;
+use switchback_common::{TaskId, TaskType, Version};
+
+use crate::output::Format;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done                           4  no such queue, task or dead letter
+  1  failed                         5  refused: --if-rev moved, invalid value, no live worker
+  2  usage or configuration         6  committed, but not everyone confirmed (--wait)
+  3  Redis unreachable
+
+Settings: flag > environment (SWITCHBACK_REDIS_URL, SWITCHBACK_NAMESPACE) > ./switchback.toml, else
+~/.config/switchback/config.toml > default. The file holds `namespace` and `[redis]` with `url`, `url_file`, `prefix`.
+
+JSON output is stable: fields are added, never renamed. A time is two fields: RFC 3339, and `…_us`, µs since 1970.
+`<command> --help` lists the fields.";
+
+/// Look at Switchback queues and steer them: which version runs, what waits, what died, who works.
+///
+/// Data goes to stdout, everything else to stderr. Nothing ever asks a question.
+#[derive(Debug, Parser)]
+#[command(name = "switchback", version, arg_required_else_help = true, subcommand_required = true, after_help = EXIT_CODES)]
+#[command(disable_help_subcommand = true, max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) noun: Noun,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// The namespace: application or team. Environment: SWITCHBACK_NAMESPACE. Defaults to `default`.
+    #[arg(short, long, global = true, value_name = "NAME")]
+    pub(crate) namespace: Option<String>,
+    // Not clap's `env`: its help and errors would print the value, password and all.
+    /// Where Redis is, e.g. `redis://user:password@host:6379/0`. Environment: SWITCHBACK_REDIS_URL, which unlike a flag
+    /// is not in the process list. Defaults to `redis://127.0.0.1:6379`.
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) redis: Option<String>,
+    /// A TOML file with settings. Defaults to ./switchback.toml, else ~/.config/switchback/config.toml, if they exist.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// How to write data.
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Noun {
+    /// Which version runs: show, roll back, ramp, pause.
+    #[command(subcommand)]
+    Gate(GateVerb),
+    /// What waits, what runs, what is wrong.
+    #[command(subcommand)]
+    Queue(QueueVerb),
+    /// One task: enqueue it, find it.
+    #[command(subcommand)]
+    Task(TaskVerb),
+    /// Tasks that will not be tried again by themselves.
+    #[command(subcommand)]
+    Dead(DeadVerb),
+    /// Who works.
+    #[command(subcommand)]
+    Worker(WorkerVerb),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum GateVerb {
+    /// Show the gate in force, who set it, and who obeys it.
+    #[command(after_long_help = "\
+JSON: {queue, namespace, task_type, rev, gate: {active, candidate|null, percent, pins: {key: version}, paused},
+  changed: {at, at_us, by, why, source}|null, versions: [{version, routed, live_workers, running}],
+  live_workers, confirmed, hints: [{level: critical|warning|info, code, text}]}")]
+    Show {
+        #[arg(value_name = "TYPE")]
+        task_type: TaskType,
+    },
+    /// Change fields of the gate in one revision.
+    ///
+    /// Fields: active=VERSION, candidate=VERSION (empty: none), percent=0…100, pins="KEY=VERSION …", paused=true|false.
+    /// Sending tasks to a version that no live worker has is refused without --force.
+    #[command(after_long_help = CHANGE_JSON)]
+    Set {
+        #[arg(value_name = "TYPE")]
+        task_type: TaskType,
+        /// What to change, e.g. `candidate=v2 percent=10`.
+        #[arg(required = true, value_name = "FIELD=VALUE", value_parser = field)]
+        fields: Vec<(&'static str, String)>,
+        /// Obey even if no live worker has the version: its tasks wait until one joins.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Roll back: one version alone, whatever was going on. Takes effect at once.
+    ///
+    /// Without --to: a ramp ends at the active version; else the version active before comes back. Repeating it
+    /// changes nothing: it never goes forward again. It goes through even if no live worker has the version.
+    #[command(after_long_help = CHANGE_JSON)]
+    Rollback {
+        #[arg(value_name = "TYPE")]
+        task_type: TaskType,
+        /// The version to go to.
+        #[arg(long, value_name = "VERSION")]
+        to: Option<Version>,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Start nothing in this queue until it is resumed. What runs goes on.
+    #[command(after_long_help = CHANGE_JSON)]
+    Pause {
+        #[arg(value_name = "TYPE")]
+        task_type: TaskType,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Start tasks again: after a pause, or after a gate that went backwards was checked.
+    #[command(after_long_help = CHANGE_JSON)]
+    Resume {
+        #[arg(value_name = "TYPE")]
+        task_type: TaskType,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Every revision, newest first: what, who, why; refused and partly dropped edits too.
+    #[command(after_long_help = "\
+JSON: [{entry, kind: change|refused|note|restored, rev, at, at_us, source, by, why,
+  before: gate|null, after: gate|null, dropped: {field: value}|null, refused: {field: problem}|null}]")]
+    History {
+        #[arg(value_name = "TYPE")]
+        task_type: TaskType,
+        /// Most entries to show.
+        #[arg(long, default_value_t = 20, value_name = "N")]
+        limit: usize,
+    },
+}
+
+const CHANGE_JSON: &str = "\
+JSON: {queue, changed, dry_run, rev, before: gate|null, after: gate, dropped: {field: value}|null, warnings: [text],
+  confirmation: {confirmed, total, took_us, running: {version: attempts},
+                 missing: [{session, host, pid, rev|null}]}|null}
+  where gate = {active, candidate|null, percent, pins: {key: version}, paused}";
+
+/// Options of every change of a gate.
+#[derive(Debug, Args)]
+pub(crate) struct Change {
+    /// Why: goes into the history.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) why: Option<String>,
+    /// Who: goes into the history. Defaults to $USER.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) by: Option<String>,
+    /// Only if the gate is still at this revision.
+    #[arg(long, value_name = "N")]
+    pub(crate) if_rev: Option<u64>,
+    /// Wait until every live worker obeys; if not all do in time, exit with 6 and say who.
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// How long to wait, e.g. 10s, 500ms, 2m.
+    #[arg(long, default_value = "10s", requires = "wait", value_name = "DURATION")]
+    pub(crate) timeout: SignedDuration,
+    /// Show before and after, change nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Accepted for scripts: no command asks a question.
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum QueueVerb {
+    /// List the queues of the namespace.
+    #[command(after_long_help = "\
+JSON: [{queue, namespace, task_type, rev|null, gate|null, waiting, waiting_is_lower_bound, in_flight, delayed, dead,
+  live_workers, hints: [{level, code, text}], error|null}]")]
+    Ls,
+    /// Show one queue: what lies where, its gate, its workers, and what needs attention.
+    #[command(after_long_help = "\
+JSON: {queue, namespace, task_type, rev|null, gate|null, changed|null,
+  depth: {waiting, waiting_is_lower_bound, in_flight, delayed, dead,
+          streams: [{name: main|head|lane:VERSION, waiting|null, in_flight, group}]},
+  versions: [{version, routed, live_workers, running}], live_workers, confirmed,
+  hints: [{level: critical|warning|info, code, text}]}
+Hint codes: no_gate, no_group, regressed, paused, no_workers, no_worker_for_version, parked, lost_sessions,
+  unconfirmed, edit_refused, dead_letters")]
+    Show {
+        #[arg(value_name = "TYPE")]
+        task_type: TaskType,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TaskVerb {
+    /// Enqueue one task; prints its id. Creates the queue if there is none.
+    #[command(after_long_help = "JSON: {queue, id}")]
+    Enqueue {
+        #[arg(value_name = "TYPE")]
+        task_type: TaskType,
+        #[command(flatten)]
+        source: PayloadSource,
+        /// What percent and pins look at: customer, order… Defaults to the id.
+        #[arg(long, value_name = "KEY")]
+        key: Option<String>,
+        /// Enqueue under this id, at most once within 24 h: safe to repeat.
+        #[arg(long, value_name = "ID")]
+        id: Option<TaskId>,
+    },
+    /// Find one task: where it is, what it went through.
+    ///
+    /// Looks at its own place, then through the newest 10 000 entries of each stream and of the log.
+    #[command(after_long_help = "\
+JSON: {queue, id, state: waiting|in_flight|delayed|done|dead|gone, place|null, entry|null, attempt, deaths, key|null,
+  enqueued_at|null, enqueued_at_us|null, due_at|null, due_at_us|null,
+  held_by: {session, host|null, pid|null, live}|null, headers: {}, errors: [{attempt, version, error, at, at_us}],
+  attempts: [{attempt, version, rev, stream, entry, outcome, ran_ms, session, gate_read_at, gate_read_at_us,
+              settled_at, settled_at_us}],
+  log_complete, dead: {entry, reason, error, version, session, at, at_us}|null,
+  payload|null, payload_encoding: utf8|escaped|null, malformed|null}
+log_complete: whether all of the log that may speak of the task was read.")]
+    Show {
+        #[arg(value_name = "TYPE")]
+        task_type: TaskType,
+        #[arg(value_name = "ID")]
+        id: TaskId,
+    },
+}
+
+/// Where the payload comes from.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct PayloadSource {
+    /// The payload: JSON.
+    #[arg(long, value_name = "JSON", allow_hyphen_values = true)]
+    pub(crate) payload: Option<String>,
+    /// Read the payload from a file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// `-`: read the payload from stdin.
+    #[arg(value_name = "-", value_parser = ["-"])]
+    pub(crate) stdin: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeadVerb {
+    /// List dead letters, newest first.
+    #[command(after_long_help = "\
+JSON: [{queue, entry, id|null, at|null, at_us|null, reason, version, attempts, error, session}]")]
+    Ls {
+        #[arg(value_name = "TYPE")]
+        task_type: TaskType,
+        /// Most dead letters to show.
+        #[arg(long, default_value_t = 20, value_name = "N")]
+        limit: usize,
+    },
+    /// Show one dead letter: reason, errors, payload.
+    ///
+    /// A payload that is not UTF-8 is shown with escapes (\xff, \n, \\), nothing lost: `printf %b` brings it back.
+    #[command(after_long_help = "\
+JSON: {queue, entry, id|null, at|null, at_us|null, reason, error, version, session, attempts, deaths, key|null,
+  enqueued_at|null, enqueued_at_us|null, errors: [{attempt, version, error, at, at_us}], headers: {},
+  payload|null, payload_encoding: utf8|escaped|null, malformed|null, fields: {name: value}|null}
+fields: all fields as they lie in Redis, escaped, when the entry is malformed.")]
+    Show {
+        #[arg(value_name = "TYPE")]
+        task_type: TaskType,
+        /// The task's id, or the entry id that `dead ls` shows.
+        #[arg(value_name = "ID")]
+        id: TaskId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WorkerVerb {
+    /// List sessions: one per worker and queue.
+    #[command(after_long_help = "\
+JSON: [{queue, session, state: live|lost|recovering, host|null, pid|null, build|null, versions: [], concurrency|null,
+  rev|null, behind, running: {version: attempts}, lease_ms|null, started_at|null, started_at_us|null}]
+behind: whether it has not confirmed the gate's revision yet.")]
+    Ls {
+        /// Only of this queue.
+        #[arg(value_name = "TYPE")]
+        task_type: Option<TaskType>,
+    },
+}
+
+/// The fields that people set, `only` apart: that is what `gate rollback` sends.
+const FIELDS: [&str; 5] = ["active", "candidate", "percent", "pins", "paused"];
+
+/// Reads `field=value`. What values mean is judged later.
+fn field(word: &str) -> Result<(&'static str, String), String> {
+    let fields = FIELDS.join(", ");
+    let (name, value) = word
+        .split_once('=')
+        .ok_or_else(|| format!("not FIELD=VALUE; fields: {fields}"))?;
+    match FIELDS.into_iter().find(|field| *field == name) {
+        Some(field) => Ok((field, value.trim().to_owned())),
+        None if name == "only" => Err("for `only` there is `switchback gate rollback TYPE --to VERSION`".to_owned()),
+        None => Err(format!("unknown field; fields: {fields}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_commands_are_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

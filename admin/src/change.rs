@@ -1,0 +1,298 @@
+//! Changing a gate: say what will happen, commit once, tell what it became and who obeys.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::Serialize;
+use switchback_common::{
+    Queue, StoreError, Version,
+    envelope::clip,
+    store::gate::{ChangeRequest, Changed, Sealed},
+};
+use switchback_gates::{
+    Gate, GateError,
+    admin::{Confirmation, operation_id},
+};
+
+use crate::{
+    args::Change,
+    context::Context,
+    exit::Failure,
+    output::{Output, tell, warn},
+    text::{count, plain},
+    view::{whereabouts, words},
+};
+
+/// As long as seal allows for edits by hand.
+const MAX_WHY_BYTES: usize = 500;
+const MAX_BY_BYTES: usize = 64;
+
+/// The outcome of a change.
+#[derive(Debug, Serialize)]
+struct ChangeView {
+    queue: String,
+    changed: bool,
+    dry_run: bool,
+    rev: u64,
+    before: Option<Gate>,
+    after: Gate,
+    dropped: Option<BTreeMap<String, String>>,
+    warnings: Vec<String>,
+    confirmation: Option<ConfirmationView>,
+}
+
+#[derive(Debug, Serialize)]
+struct ConfirmationView {
+    confirmed: usize,
+    total: usize,
+    took_us: u64,
+    running: BTreeMap<Version, u64>,
+    missing: Vec<MissingView>,
+}
+
+#[derive(Debug, Serialize)]
+struct MissingView {
+    session: String,
+    host: Option<String>,
+    pid: Option<u32>,
+    rev: Option<u64>,
+    #[serde(skip)]
+    words: String,
+}
+
+/// A change about to be made.
+#[derive(Debug)]
+pub(crate) struct Intent<'a> {
+    pub(crate) queue: &'a Queue,
+    pub(crate) fields: Vec<(&'static str, String)>,
+    /// The gate before, if it could be read.
+    pub(crate) before: Option<Gate>,
+    /// What the person should know; said loudly, and part of the result.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// How the store answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) gate: Gate,
+    pub(crate) rev: u64,
+    pub(crate) changed: bool,
+}
+
+/// What a change is asked under: whose, why, and on which condition.
+pub(crate) fn request(fields: &[(&'static str, String)], options: &Change) -> ChangeRequest {
+    let by = options
+        .by
+        .clone()
+        .or_else(|| std::env::var("USER").ok())
+        .unwrap_or_default();
+    ChangeRequest {
+        source: "cli".to_owned(),
+        by: clip(&by, MAX_BY_BYTES).to_owned(),
+        why: clip(options.why.as_deref().unwrap_or_default(), MAX_WHY_BYTES).to_owned(),
+        op: operation_id(),
+        if_rev: options.if_rev,
+        dry_run: options.dry_run,
+        fields: fields.to_vec(),
+    }
+}
+
+/// Sends a change and understands the answer.
+pub(crate) async fn send(context: &Context, queue: &Queue, request: &ChangeRequest) -> Result<Answer, Failure> {
+    let read = |sealed: Sealed, changed: bool| -> Result<Answer, Failure> {
+        Ok(Answer {
+            gate: Gate::parse(&sealed.gate).map_err(GateError::from)?,
+            rev: sealed.rev,
+            changed,
+        })
+    };
+    match deliver(context, queue, request).await? {
+        Changed::Changed(sealed) => read(sealed, true),
+        Changed::Same(sealed) | Changed::Would(sealed) => read(sealed, false),
+        Changed::Moved(sealed) => {
+            let now = read(sealed, false)?;
+            Err(Failure::Refused(format!(
+                "the gate of {queue} is at revision {} ({}), not {}; nothing was changed",
+                now.rev,
+                words(&now.gate),
+                request.if_rev.unwrap_or_default()
+            )))
+        }
+        Changed::Refused { field, reason } => Err(refused(context, queue, &field, &reason).await),
+        Changed::Unsealed => {
+            context.require(queue).await?;
+            Err(GateError::NoGate(queue.clone()).into())
+        }
+    }
+}
+
+/// One resend when the reply was lost: the operation id makes it harmless (P9).
+async fn deliver(context: &Context, queue: &Queue, request: &ChangeRequest) -> Result<Changed, Failure> {
+    match context.gates.change(queue, request).await {
+        Err(GateError::Store(e)) if e.is_outcome_unknown() => {
+            tell(format_args!("{e}; asking again"));
+            match context.gates.change(queue, request).await {
+                Err(GateError::Store(source)) => Err(Failure::Unknown { source }),
+                other => Ok(other?),
+            }
+        }
+        other => Ok(other?),
+    }
+}
+
+async fn refused(context: &Context, queue: &Queue, field: &str, reason: &str) -> Failure {
+    let mut text = format!("{field}={}; nothing was changed", plain(reason));
+    if reason.ends_with("unknown version") || reason.contains("unknown version ") {
+        let known = context.gates.known_versions(queue).await.unwrap_or_default();
+        let known: Vec<&str> = known.iter().map(Version::as_str).collect();
+        text.push_str(&format!(". Versions that ever joined {queue}: {}", known.join(", ")));
+    }
+    Failure::Refused(text)
+}
+
+/// Tells the outcome; with `--wait`, after everyone obeys or the time is up.
+pub(crate) async fn report(
+    context: &Context,
+    out: &mut Output,
+    mut intent: Intent<'_>,
+    answer: Answer,
+    options: &Change,
+) -> Result<(), Failure> {
+    let queue = intent.queue;
+    if answer.gate.paused && !options.dry_run {
+        let text = format!(
+            "{queue} is paused: nothing starts until `switchback gate resume {}`",
+            queue.task_type
+        );
+        if !intent.fields.iter().any(|(name, _)| *name == "paused") {
+            warn(&text);
+        }
+        intent.warnings.push(text);
+    }
+    let dropped = if answer.changed {
+        dropped(context, queue, answer.rev).await
+    } else {
+        None
+    };
+    if let Some(dropped) = &dropped {
+        let list: Vec<String> = dropped.iter().map(|(k, v)| format!("{k}={}", plain(v))).collect();
+        let text = format!("part of the change was dropped: {}", list.join(" "));
+        warn(&text);
+        intent.warnings.push(text);
+    }
+    let mut failure = None;
+    let mut confirmation = None;
+    if options.wait && !options.dry_run {
+        let limit = Duration::try_from(options.timeout).unwrap_or_default();
+        match context.gates.wait(queue, answer.rev, limit).await {
+            Ok(c) => {
+                confirmation = Some(ConfirmationView::of(c));
+                failure = confirmation.as_ref().and_then(|c| unconfirmed(c, answer.rev, limit));
+            }
+            // It is committed, whatever happens to the connection now.
+            Err(e) => failure = Some(Failure::Unconfirmed(format!("revision {}: {e}", answer.rev))),
+        }
+    }
+    let view = ChangeView {
+        queue: queue.to_string(),
+        changed: answer.changed,
+        dry_run: options.dry_run,
+        rev: answer.rev,
+        before: intent.before,
+        after: answer.gate,
+        dropped,
+        warnings: intent.warnings,
+        confirmation,
+    };
+    out.value(&view, |_| line(&view, &queue.task_type))?;
+    failure.map_or(Ok(()), Err)
+}
+
+/// What the sealed revision left out of the wish.
+async fn dropped(context: &Context, queue: &Queue, rev: u64) -> Option<BTreeMap<String, String>> {
+    let newest = context.gates.history(queue, None, 16).await.ok()?;
+    let entry = newest.iter().find(|e| e.kind == "change" && e.rev == rev)?;
+    serde_json::from_str(&entry.dropped).ok()
+}
+
+fn line(view: &ChangeView, task_type: &impl std::fmt::Display) -> String {
+    if view.dry_run {
+        let before = view.before.as_ref().map_or_else(|| "no gate".to_owned(), words);
+        let same = view.before.as_ref() == Some(&view.after);
+        let note = if same { " (no change)" } else { "" };
+        return format!(
+            "{task_type}: {before} -> {}{note} · dry run, nothing was changed",
+            words(&view.after)
+        );
+    }
+    let mut out = format!("{} at revision {}", view.after, view.rev);
+    if !view.changed {
+        out.push_str(" (it was so already)");
+    }
+    if let Some(c) = &view.confirmation {
+        out.push_str(&format!(
+            " · {}/{} worker{} in {}",
+            c.confirmed,
+            c.total,
+            if c.total == 1 { "" } else { "s" },
+            millis(c.took_us)
+        ));
+        for (version, n) in c.running.iter().filter(|(version, _)| !view.after.reaches(version)) {
+            out.push_str(&format!(" · {} of {version} still running", count(*n, "attempt")));
+        }
+    }
+    out
+}
+
+fn millis(us: u64) -> String {
+    match us {
+        0..=99_999 => format!("{}.{} ms", us / 1_000, us % 1_000 / 100),
+        100_000..=9_999_999 => format!("{} ms", us / 1_000),
+        _ => format!("{} s", us / 1_000_000),
+    }
+}
+
+impl ConfirmationView {
+    fn of(confirmation: Confirmation) -> Self {
+        Self {
+            confirmed: confirmation.confirmed,
+            total: confirmation.confirmed + confirmation.missing.len(),
+            took_us: u64::try_from(confirmation.took.as_micros()).unwrap_or(u64::MAX),
+            running: confirmation.running.into_iter().collect(),
+            missing: confirmation
+                .missing
+                .iter()
+                .map(|session| MissingView {
+                    session: session.id.to_string(),
+                    host: session.record.as_ref().map(|r| r.host.clone()),
+                    pid: session.record.as_ref().map(|r| r.pid),
+                    rev: session.rev,
+                    words: format!(
+                        "{} (session {}, last seen revision {})",
+                        whereabouts(session),
+                        plain(session.id.as_str()),
+                        session.rev.map_or_else(|| "none".to_owned(), |rev| rev.to_string())
+                    ),
+                })
+                .collect(),
+        }
+    }
+}
+
+fn unconfirmed(view: &ConfirmationView, rev: u64, limit: Duration) -> Option<Failure> {
+    if view.missing.is_empty() {
+        return None;
+    }
+    let who: Vec<&str> = view.missing.iter().map(|m| m.words.as_str()).collect();
+    Some(Failure::Unconfirmed(format!(
+        "{} of {} did not say within {limit:?} that they obey revision {rev}: {}",
+        view.missing.len(),
+        count(view.total, "worker"),
+        who.join(", ")
+    )))
+}
+
+/// Whether a failed look may be passed over by a command that must go through.
+pub(crate) fn is_passable(failure: &Failure) -> bool {
+    !matches!(failure, Failure::Store(e) if e.is_unreachable() || matches!(e, StoreError::BadUrl(_)))
+        && !matches!(failure, Failure::NotFound(_))
+}

@@ -1,0 +1,7 @@
+//! One file per noun.
+
+pub(crate) mod dead;
+pub(crate) mod gate;
+pub(crate) mod queue;
+pub(crate) mod task;
+pub(crate) mod worker;

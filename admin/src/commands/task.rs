@@ -1,0 +1,423 @@
+//! `task enqueue | show`.
+
+use std::{collections::BTreeMap, io::Read as _};
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use switchback_common::{
+    Queue, StreamId, TaskId, TaskType, Version,
+    config::ConfigError,
+    envelope::{AttemptError, DEFAULT_MAX_PAYLOAD, Envelope, field},
+    id::stream_salt,
+    store::{
+        inspect::{self, FIND_WINDOW, Found},
+        keyspace::Key,
+        log,
+        reply::{self, field_number, field_text},
+        session::SessionStore,
+    },
+};
+use switchback_gates::GateError;
+use switchback_producer::Producer;
+
+use crate::{
+    args::{PayloadSource, TaskVerb},
+    commands::dead::payload_lines,
+    context::Context,
+    exit::Failure,
+    output::{Output, sheet, table, tell},
+    text::{ago, lossless, plain, rfc3339},
+    view::{ErrorView, error_lines, is_live, whereabouts},
+};
+
+/// Entries of the log that a look-up reads at most, and per request.
+const LOG_WINDOW: usize = 10_000;
+const PAGE: usize = 500;
+
+pub(crate) async fn run(context: &Context, out: &mut Output, verb: TaskVerb) -> Result<(), Failure> {
+    match verb {
+        TaskVerb::Enqueue {
+            task_type,
+            source,
+            key,
+            id,
+        } => enqueue(context, out, task_type, source, key, id).await,
+        TaskVerb::Show { task_type, id } => show(context, out, &context.queue(task_type), &id).await,
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Enqueued {
+    queue: String,
+    id: String,
+}
+
+async fn enqueue(
+    context: &Context,
+    out: &mut Output,
+    task_type: TaskType,
+    source: PayloadSource,
+    key: Option<String>,
+    id: Option<TaskId>,
+) -> Result<(), Failure> {
+    let text = read_payload(source)?;
+    let payload: Box<RawValue> =
+        serde_json::from_str(&text).map_err(|e| Failure::Usage(format!("the payload is not JSON: {e}")))?;
+    let producer = Producer::new(context.store.clone(), context.namespace.clone());
+    let mut request = producer.enqueue_json(&task_type, &payload);
+    if let Some(key) = key {
+        request = request.key(key);
+    }
+    if let Some(id) = id {
+        request = request.id(id.to_string());
+    }
+    let id = request.await?;
+    let queue = context.queue(task_type.clone());
+    // It is enqueued: what cannot be read now is not worth a failure.
+    match context.gates.show(&queue).await {
+        Err(GateError::NoGate(_)) => tell(format_args!(
+            "{queue}: no worker has joined this queue yet, the task waits"
+        )),
+        Ok(shown) if shown.gate.paused => tell(format_args!("{queue} is paused, the task waits")),
+        _ => {}
+    }
+    let view = Enqueued {
+        queue: queue.to_string(),
+        id: id.to_string(),
+    };
+    out.value(&view, |_| view.id.clone())
+}
+
+fn read_payload(source: PayloadSource) -> Result<String, Failure> {
+    if let Some(text) = source.payload {
+        return Ok(text);
+    }
+    // One byte more than fits: enough to see that it is too long.
+    let limit = u64::try_from(DEFAULT_MAX_PAYLOAD).unwrap_or(u64::MAX).saturating_add(1);
+    let mut bytes = Vec::new();
+    match source.file {
+        Some(path) => {
+            let unreadable = |source| ConfigError::Unreadable {
+                path: path.clone(),
+                source,
+            };
+            let file = std::fs::File::open(&path).map_err(unreadable)?;
+            file.take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
+        }
+        None => {
+            std::io::stdin()
+                .take(limit)
+                .read_to_end(&mut bytes)
+                .map_err(|e| Failure::Other(format!("cannot read stdin: {e}")))?;
+        }
+    }
+    if bytes.len() > DEFAULT_MAX_PAYLOAD {
+        return Err(Failure::Refused(format!(
+            "the payload is longer than {DEFAULT_MAX_PAYLOAD} bytes; put large data elsewhere and enqueue a reference"
+        )));
+    }
+    String::from_utf8(bytes).map_err(|_| Failure::Usage("the payload is not UTF-8, so it is not JSON".to_owned()))
+}
+
+/// One task.
+#[derive(Debug, Serialize)]
+struct TaskView {
+    queue: String,
+    id: String,
+    state: &'static str,
+    place: Option<String>,
+    entry: Option<String>,
+    attempt: u64,
+    deaths: u64,
+    key: Option<String>,
+    enqueued_at: Option<String>,
+    enqueued_at_us: Option<u64>,
+    due_at: Option<String>,
+    due_at_us: Option<u64>,
+    held_by: Option<Holder>,
+    headers: BTreeMap<String, String>,
+    errors: Vec<ErrorView>,
+    attempts: Vec<AttemptView>,
+    log_complete: bool,
+    dead: Option<DeadPart>,
+    payload: Option<String>,
+    payload_encoding: Option<&'static str>,
+    malformed: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Holder {
+    session: String,
+    host: Option<String>,
+    pid: Option<u32>,
+    live: bool,
+    #[serde(skip)]
+    words: String,
+}
+
+#[derive(Debug, Serialize)]
+struct AttemptView {
+    attempt: u32,
+    version: Version,
+    rev: u64,
+    stream: String,
+    entry: String,
+    outcome: &'static str,
+    ran_ms: u64,
+    session: String,
+    gate_read_at: Option<String>,
+    gate_read_at_us: u64,
+    settled_at: Option<String>,
+    settled_at_us: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct DeadPart {
+    entry: String,
+    reason: String,
+    error: String,
+    version: String,
+    session: String,
+    at: Option<String>,
+    at_us: u64,
+}
+
+async fn show(context: &Context, out: &mut Output, queue: &Queue, id: &TaskId) -> Result<(), Failure> {
+    let found = inspect::find(&context.store, queue, id).await?;
+    // A derived id says when it was enqueued: older log entries cannot speak of it.
+    let main = context.keyspace().render(&Key::Stream(queue.clone()));
+    let since = id.entry(stream_salt(&main)).map(|entry| entry.ms);
+    let (attempts, log_complete) = attempts_of(context, queue, id, since).await?;
+    if found.is_none() && attempts.is_empty() {
+        context.require(queue).await?;
+        return Err(Failure::NotFound(format!(
+            "task {id} of {queue} is not within the window: neither among the newest {FIND_WINDOW} entries of each stream \
+             nor of the log; it never was, or was trimmed after it was done"
+        )));
+    }
+    let now = context.now_us().await?;
+    let payload = found
+        .as_ref()
+        .and_then(|f| reply::field(&f.fields, field::PAYLOAD))
+        .map(<[u8]>::to_vec);
+    let view = view_of(context, queue, id, found, attempts, log_complete).await?;
+    out.value(&view, |_| human(&view, payload.as_deref(), now))
+}
+
+/// The attempts on record, oldest first, and whether nothing of the log was left unread.
+async fn attempts_of(
+    context: &Context,
+    queue: &Queue,
+    id: &TaskId,
+    since_ms: Option<u64>,
+) -> Result<(Vec<AttemptView>, bool), Failure> {
+    let mut out = Vec::new();
+    let mut before: Option<StreamId> = None;
+    for _ in 0..LOG_WINDOW / PAGE {
+        let page = log::read_back(&context.store, queue, before, PAGE).await?;
+        let ended = page.len() < PAGE;
+        for entry in page {
+            before = Some(entry.id);
+            if since_ms.is_some_and(|since| entry.id.ms < since) {
+                out.reverse();
+                return Ok((out, true));
+            }
+            for group in &entry.attempts {
+                for row in group.tasks.iter().filter(|row| row.0 == *id) {
+                    let settled_us = entry.id.ms.saturating_mul(1_000);
+                    out.push(AttemptView {
+                        attempt: row.2,
+                        version: group.version.clone(),
+                        rev: group.rev,
+                        stream: group.stream.clone(),
+                        entry: row.1.clone(),
+                        outcome: row.3.as_str(),
+                        ran_ms: row.4,
+                        session: entry.session.to_string(),
+                        gate_read_at: rfc3339(group.at),
+                        gate_read_at_us: group.at,
+                        settled_at: rfc3339(settled_us),
+                        settled_at_us: settled_us,
+                    });
+                }
+            }
+        }
+        if ended {
+            out.reverse();
+            return Ok((out, true));
+        }
+    }
+    out.reverse();
+    Ok((out, false))
+}
+
+async fn view_of(
+    context: &Context,
+    queue: &Queue,
+    id: &TaskId,
+    found: Option<Found>,
+    attempts: Vec<AttemptView>,
+    log_complete: bool,
+) -> Result<TaskView, Failure> {
+    let mut view = TaskView {
+        queue: queue.to_string(),
+        id: id.to_string(),
+        state: "gone",
+        place: None,
+        entry: None,
+        attempt: attempts.iter().map(|a| u64::from(a.attempt)).max().unwrap_or(0),
+        deaths: 0,
+        key: None,
+        enqueued_at: None,
+        enqueued_at_us: None,
+        due_at: None,
+        due_at_us: None,
+        held_by: None,
+        headers: BTreeMap::new(),
+        errors: Vec::new(),
+        attempts,
+        log_complete,
+        dead: None,
+        payload: None,
+        payload_encoding: None,
+        malformed: None,
+    };
+    let Some(found) = found else { return Ok(view) };
+    let fields = found.fields;
+    let micros = |ms: u64| ms.saturating_mul(1_000);
+    let mut enqueued_ms = field_number(&fields, field::ENQUEUED_AT);
+    if enqueued_ms == 0 && found.place == "main" {
+        enqueued_ms = found.entry.ms;
+    }
+    if enqueued_ms > 0 {
+        view.enqueued_at_us = Some(micros(enqueued_ms));
+        view.enqueued_at = rfc3339(micros(enqueued_ms));
+    }
+    view.state = match (found.place.as_str(), &found.held_by, found.waiting) {
+        ("delayed", _, _) => "delayed",
+        ("dead", _, _) => "dead",
+        (_, Some(_), _) => "in_flight",
+        (_, None, true) => "waiting",
+        // Delivered, held by nobody, still in the stream: settled as done, and retained.
+        (_, None, false) => "done",
+    };
+    view.attempt = view.attempt.max(field_number(&fields, field::ATTEMPT));
+    view.deaths = field_number(&fields, field::DEATHS);
+    view.key = Some(field_text(&fields, field::KEY)).filter(|key| !key.is_empty());
+    let errors: Vec<AttemptError> = reply::field(&fields, field::ERRORS)
+        .and_then(|json| serde_json::from_slice(json).ok())
+        .unwrap_or_default();
+    view.errors = errors.iter().map(ErrorView::from).collect();
+    if let Some((text, encoding)) = reply::field(&fields, field::PAYLOAD).map(lossless) {
+        view.payload = Some(text);
+        view.payload_encoding = Some(encoding);
+    }
+    if found.place == "delayed" {
+        view.due_at_us = Some(micros(found.entry.ms));
+        view.due_at = rfc3339(micros(found.entry.ms));
+    } else {
+        view.entry = Some(found.entry.to_string());
+    }
+    if found.place == "dead" {
+        let at_us = micros(field_number(&fields, field::DEAD_AT));
+        view.dead = Some(DeadPart {
+            entry: found.entry.to_string(),
+            reason: field_text(&fields, field::DEAD_REASON),
+            error: field_text(&fields, field::DEAD_ERROR),
+            version: field_text(&fields, field::DEAD_VERSION),
+            session: field_text(&fields, field::DEAD_SESSION),
+            at: rfc3339(at_us),
+            at_us,
+        });
+    }
+    if let Some(session) = found.held_by {
+        let sessions = SessionStore::new(&context.store, queue).list().await?;
+        let info = sessions.iter().find(|s| s.id.as_str() == session);
+        let record = info.and_then(|s| s.record.as_ref());
+        let live = info.is_some_and(is_live);
+        view.held_by = Some(Holder {
+            words: format!(
+                "{} (session {}{})",
+                info.map_or_else(|| "unknown host".to_owned(), whereabouts),
+                plain(&session),
+                if live { "" } else { ", lost: another worker takes over" }
+            ),
+            host: record.map(|r| r.host.clone()),
+            pid: record.map(|r| r.pid),
+            session,
+            live,
+        });
+    }
+    match Envelope::decode(0, found.entry, fields, usize::MAX) {
+        Ok(envelope) => view.headers = envelope.headers,
+        Err(problem) => view.malformed = Some(problem.to_string()),
+    }
+    view.place = Some(found.place);
+    Ok(view)
+}
+
+fn human(view: &TaskView, payload: Option<&[u8]>, now: u64) -> String {
+    let when = |us: Option<u64>, exact: &Option<String>| match (us, exact) {
+        (Some(us), Some(exact)) => format!("{} ({exact})", ago(now, us)),
+        _ => String::new(),
+    };
+    let state = match (view.state, &view.place) {
+        ("done", _) => "done (its entry is kept for a while)".to_owned(),
+        ("gone", _) => "gone: only the log speaks of it".to_owned(),
+        (state, Some(place)) => format!("{} in {place}", state.replace('_', " ")),
+        (state, None) => state.to_owned(),
+    };
+    let dead = view.dead.as_ref();
+    let or_none = |n: u64| if n == 0 { String::new() } else { n.to_string() };
+    let mut text = sheet(&[
+        ("QUEUE", view.queue.clone()),
+        ("TASK", view.id.clone()),
+        ("STATE", state),
+        ("ENTRY", view.entry.clone().unwrap_or_default()),
+        ("ENQUEUED", when(view.enqueued_at_us, &view.enqueued_at)),
+        ("DUE", when(view.due_at_us, &view.due_at)),
+        (
+            "HELD BY",
+            view.held_by.as_ref().map(|h| h.words.clone()).unwrap_or_default(),
+        ),
+        ("ATTEMPTS", view.attempt.to_string()),
+        ("DEATHS", or_none(view.deaths)),
+        ("KEY", view.key.as_deref().map(plain).unwrap_or_default()),
+        ("REASON", dead.map(|d| plain(&d.reason)).unwrap_or_default()),
+        ("ERROR", dead.map(|d| plain(&d.error)).unwrap_or_default()),
+        ("MALFORMED", view.malformed.as_deref().map(plain).unwrap_or_default()),
+    ]);
+    if !view.errors.is_empty() {
+        text.push_str("\nERRORS\n");
+        text.push_str(&error_lines(&view.errors, now));
+    }
+    if !view.attempts.is_empty() {
+        let rows = view.attempts.iter().map(|a| {
+            vec![
+                a.attempt.to_string(),
+                a.version.to_string(),
+                a.rev.to_string(),
+                a.outcome.to_owned(),
+                ago(now, a.settled_at_us),
+                format!("{} ms", a.ran_ms),
+                plain(&a.stream),
+                plain(&a.session),
+            ]
+        });
+        let header = [
+            "ATTEMPT", "VERSION", "REV", "OUTCOME", "SETTLED", "RAN", "FROM", "SESSION",
+        ];
+        text.push('\n');
+        text.push_str(&table(&header, &["ATTEMPT", "REV", "RAN"], rows));
+        text.push('\n');
+    }
+    if !view.log_complete {
+        text.push_str(&format!(
+            "\nOnly the newest {LOG_WINDOW} entries of the log were read; there may be earlier attempts.\n"
+        ));
+    }
+    if view.place.is_some() {
+        text.push_str(&payload_lines(payload));
+    }
+    text
+}

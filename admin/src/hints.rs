@@ -1,0 +1,252 @@
+//! What a person should notice about a queue, loudest first. Pure.
+
+use serde::Serialize;
+use switchback_common::{
+    Queue,
+    store::{
+        gate::HistoryEntry,
+        inspect::{GroupInfo, QueueDepth},
+        session::SessionInfo,
+    },
+};
+use switchback_gates::admin::Shown;
+
+use crate::{
+    text::{ago, count, plain},
+    view::{has, is_live},
+};
+
+/// How loud a hint is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Level {
+    /// Tasks stand still.
+    Critical,
+    /// Something is not as it should be.
+    Warning,
+    /// Good to know.
+    Info,
+}
+
+/// One thing to notice.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Hint {
+    pub(crate) level: Level,
+    /// Stable, for scripts.
+    pub(crate) code: &'static str,
+    pub(crate) text: String,
+}
+
+/// What is known about a queue.
+#[derive(Debug)]
+pub(crate) struct Facts<'a> {
+    pub(crate) queue: &'a Queue,
+    pub(crate) shown: Option<&'a Shown>,
+    pub(crate) sessions: &'a [SessionInfo],
+    pub(crate) depth: Option<&'a QueueDepth>,
+    /// Newest first.
+    pub(crate) history: &'a [HistoryEntry],
+    pub(crate) now_us: u64,
+}
+
+/// Everything to notice, loudest first.
+pub(crate) fn hints(facts: &Facts<'_>) -> Vec<Hint> {
+    let mut out = Vec::new();
+    of_gate(facts, &mut out);
+    of_workers(facts, &mut out);
+    if let Some(depth) = facts.depth {
+        of_depth(facts, depth, &mut out);
+    }
+    out.sort_by_key(|hint| hint.level);
+    out
+}
+
+fn of_gate(facts: &Facts<'_>, out: &mut Vec<Hint>) {
+    let task_type = &facts.queue.task_type;
+    let Some(shown) = facts.shown else {
+        let ever = !facts.history.is_empty() || facts.depth.is_some_and(|d| d.main.exists);
+        out.push(Hint {
+            level: Level::Critical,
+            code: "no_gate",
+            text: if ever {
+                format!("the gate state is lost: nothing starts. Bring it back: switchback gate set {task_type} active=VERSION --force")
+            } else {
+                "no gate: no worker has joined yet; the first one makes it".to_owned()
+            },
+        });
+        return;
+    };
+    let newest = facts.history.iter().find(|e| e.kind == "change");
+    if shown.gate.paused {
+        let since = newest.map_or_else(String::new, |e| {
+            let by = if e.by.is_empty() {
+                String::new()
+            } else {
+                format!(" by {}", plain(&e.by))
+            };
+            let why = if e.why.is_empty() {
+                String::new()
+            } else {
+                format!(" ({})", plain(&e.why))
+            };
+            format!("; last change {}{by}{why}", ago(facts.now_us, e.at_us))
+        });
+        let regressed = newest.is_some_and(|e| e.source == "regress");
+        out.push(Hint {
+            level: Level::Critical,
+            code: if regressed { "regressed" } else { "paused" },
+            text: format!("paused: nothing starts until `switchback gate resume {task_type}`{since}"),
+        });
+    }
+    // Older than the newest change it is history.
+    if let Some(refused) = facts
+        .history
+        .iter()
+        .take_while(|e| e.kind != "change")
+        .find(|e| e.kind == "refused")
+    {
+        out.push(Hint {
+            level: Level::Warning,
+            code: "edit_refused",
+            text: format!(
+                "an edit ({}) was refused {}, the gate stays as it was: {}",
+                plain(&refused.source),
+                ago(facts.now_us, refused.at_us),
+                plain(&refused.refused)
+            ),
+        });
+    }
+}
+
+fn of_workers(facts: &Facts<'_>, out: &mut Vec<Hint>) {
+    let live: Vec<&SessionInfo> = facts.sessions.iter().filter(|s| is_live(s)).collect();
+    let lost = facts.sessions.len() - live.len();
+    if lost > 0 {
+        out.push(Hint {
+            level: Level::Warning,
+            code: "lost_sessions",
+            text: format!(
+                "{} lost: a live worker takes over what they held",
+                count(lost, "session")
+            ),
+        });
+    }
+    if live.is_empty() {
+        out.push(Hint {
+            level: Level::Critical,
+            code: "no_workers",
+            text: "no live worker: nothing runs".to_owned(),
+        });
+        return;
+    }
+    let Some(shown) = facts.shown else { return };
+    for version in shown.gate.reachable() {
+        if !live.iter().any(|s| has(s, &version)) {
+            out.push(Hint {
+                level: Level::Critical,
+                code: "no_worker_for_version",
+                text: format!("the gate sends tasks to {version} and no live worker has it: they wait until one joins"),
+            });
+        }
+    }
+    let behind = live.iter().filter(|s| s.rev.is_none_or(|rev| rev < shown.rev)).count();
+    if behind > 0 {
+        out.push(Hint {
+            level: Level::Warning,
+            code: "unconfirmed",
+            text: format!(
+                "{} of {} not confirmed revision {} yet: see `switchback worker ls {}`",
+                behind,
+                if live.len() == 1 {
+                    "1 worker has".to_owned()
+                } else {
+                    format!("{} workers have", live.len())
+                },
+                shown.rev,
+                facts.queue.task_type
+            ),
+        });
+    }
+}
+
+fn of_depth(facts: &Facts<'_>, depth: &QueueDepth, out: &mut Vec<Hint>) {
+    let task_type = &facts.queue.task_type;
+    if facts.shown.is_some() {
+        let lanes = depth.lanes.iter().map(|(v, g)| (format!("lane {v}"), g));
+        let streams = [
+            ("main stream".to_owned(), &depth.main),
+            ("head stream".to_owned(), &depth.head),
+        ];
+        for (name, _) in streams
+            .into_iter()
+            .chain(lanes)
+            .filter(|(name, g)| is_groupless(name, g))
+        {
+            out.push(Hint {
+                level: Level::Critical,
+                code: "no_group",
+                text: format!(
+                    "NOGROUP: the {name} has lost its consumer group `workers`: its tasks are held. A person decides where to \
+                     go on: XGROUP CREATE … workers 0 runs retained tasks again, $ skips what waits"
+                ),
+            });
+        }
+    }
+    for (version, lane) in &depth.lanes {
+        let waiting = lane.waiting();
+        if waiting == 0 || facts.sessions.iter().any(|s| is_live(s) && has(s, version)) {
+            continue;
+        }
+        let parked = format!("{} parked in the lane of {version}", count(waiting, "task"));
+        let routed = facts.shown.is_none_or(|shown| shown.gate.reaches(version));
+        let (level, text) = if routed {
+            let way_out = format!("start one, or send them elsewhere: switchback gate rollback {task_type}");
+            (
+                Level::Critical,
+                format!("{parked}: no live worker has {version}; {way_out}"),
+            )
+        } else {
+            (
+                Level::Warning,
+                format!("{parked}, which is withdrawn: any live worker sweeps them back into line"),
+            )
+        };
+        out.push(Hint {
+            level,
+            code: "parked",
+            text,
+        });
+    }
+    if depth.dead > 0 {
+        out.push(Hint {
+            level: Level::Info,
+            code: "dead_letters",
+            text: format!("{}: switchback dead ls {task_type}", count(depth.dead, "dead letter")),
+        });
+    }
+}
+
+/// A lane is made with its group when its version joins; an empty one without is no loss.
+fn is_groupless(name: &str, group: &GroupInfo) -> bool {
+    !group.exists && (group.length > 0 || !name.starts_with("lane"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_queue_that_never_had_a_worker_says_so() {
+        let queue = Queue::new("shop".parse().unwrap(), "mail".parse().unwrap());
+        let facts = Facts {
+            queue: &queue,
+            shown: None,
+            sessions: &[],
+            depth: None,
+            history: &[],
+            now_us: 0,
+        };
+        let codes: Vec<_> = hints(&facts).into_iter().map(|h| h.code).collect();
+        assert_eq!(codes, ["no_gate", "no_workers"]);
+    }
+}

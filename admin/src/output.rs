@@ -1,0 +1,160 @@
+//! Output: one value in four formats on stdout; words for people on stderr.
+
+use std::{
+    fmt::Display,
+    io::{self, ErrorKind, Write},
+};
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use serde::Serialize;
+
+use crate::exit::Failure;
+
+/// How data is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// For people; not stable.
+    Table,
+    /// One JSON document.
+    Json,
+    /// One YAML document.
+    Yaml,
+    /// One JSON document per line: of a list, one per item.
+    Jsonl,
+}
+
+/// Where data goes.
+pub(crate) struct Output {
+    writer: Box<dyn Write>,
+    format: Format,
+    colour: bool,
+}
+
+impl Output {
+    pub(crate) fn stdout(format: Format) -> Self {
+        Self {
+            writer: Box::new(io::stdout()),
+            format,
+            colour: colour_for(&io::stdout()),
+        }
+    }
+
+    pub(crate) fn is_table(&self) -> bool {
+        self.format == Format::Table
+    }
+
+    /// Marks something loud, with colour where that is wanted.
+    pub(crate) fn loud(&self, text: &str) -> String {
+        paint(text, self.colour)
+    }
+
+    /// Writes one value.
+    pub(crate) fn value<T: Serialize>(
+        &mut self,
+        value: &T,
+        table: impl FnOnce(&Self) -> String,
+    ) -> Result<(), Failure> {
+        let text = match self.format {
+            Format::Table => table(self),
+            Format::Json => json(value, true)?,
+            Format::Jsonl => json(value, false)?,
+            Format::Yaml => yaml(value)?,
+        };
+        Ok(self.text(&text)?)
+    }
+
+    /// Writes a list.
+    pub(crate) fn list<T: Serialize>(
+        &mut self,
+        items: &[T],
+        table: impl FnOnce(&Self) -> String,
+    ) -> Result<(), Failure> {
+        if self.format == Format::Jsonl {
+            for item in items {
+                let line = json(item, false)?;
+                self.text(&line)?;
+            }
+            return Ok(());
+        }
+        self.value(&items, table)
+    }
+
+    /// Writes text, ended by a newline. A reader who has seen enough (`| head`) is no error.
+    pub(crate) fn text(&mut self, text: &str) -> io::Result<()> {
+        let text = text.trim_end_matches('\n');
+        let written = if text.is_empty() {
+            Ok(())
+        } else {
+            writeln!(self.writer, "{text}").and_then(|()| self.writer.flush())
+        };
+        match written {
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+            other => other,
+        }
+    }
+}
+
+fn json<T: Serialize>(value: &T, pretty: bool) -> Result<String, Failure> {
+    let text = if pretty {
+        serde_json::to_string_pretty(value)
+    } else {
+        serde_json::to_string(value)
+    };
+    text.map_err(|e| Failure::Other(format!("cannot write JSON: {e}")))
+}
+
+fn yaml<T: Serialize>(value: &T) -> Result<String, Failure> {
+    serde_saphyr::to_string(value).map_err(|e| Failure::Other(format!("cannot write YAML: {e}")))
+}
+
+/// Says something to the person at the terminal. Nobody listening is no error.
+pub(crate) fn tell(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Says something that must not be overlooked.
+pub(crate) fn warn(text: impl Display) {
+    let mark = paint("WARNING:", colour_for(&io::stderr()));
+    let _ = writeln!(io::stderr(), "{mark} {text}");
+}
+
+fn colour_for(stream: &impl io::IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+fn paint(text: &str, colour: bool) -> String {
+    if colour {
+        format!("\x1b[1;31m{text}\x1b[0m")
+    } else {
+        text.to_owned()
+    }
+}
+
+/// A table without lines, as wide as the terminal at most. Columns named in `right` are numbers.
+pub(crate) fn table(header: &[&str], right: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    for (column, name) in table.column_iter_mut().zip(header) {
+        column.set_padding((0, 2));
+        if right.contains(name) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.trim_fmt()
+}
+
+/// `NAME  value` lines; entries without a value are left out.
+pub(crate) fn sheet(rows: &[(&str, String)]) -> String {
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let lines = rows
+        .iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| format!("{name:<width$}  {value}\n"));
+    lines.collect()
+}

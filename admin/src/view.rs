@@ -1,0 +1,193 @@
+//! What several commands show alike: gates, sessions, errors.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use switchback_common::{
+    Queue, Version,
+    envelope::AttemptError,
+    store::{gate::HistoryEntry, session::SessionInfo},
+};
+use switchback_gates::{Gate, Share};
+
+use crate::text::{plain, rfc3339};
+
+/// The gate in a few words: `v1 only`, or `v1, v2 at 25 %, 3 pins, paused`.
+pub(crate) fn words(gate: &Gate) -> String {
+    let mut out = gate.active.to_string();
+    let alone = gate.candidate.is_none() && gate.pins.is_empty();
+    if alone {
+        out.push_str(" only");
+    }
+    if let Some(candidate) = &gate.candidate {
+        out.push_str(&format!(", {candidate} at {} %", gate.percent));
+    }
+    if !gate.pins.is_empty() {
+        out.push_str(&format!(", {}", crate::text::count(gate.pins.len(), "pin")));
+    }
+    if gate.paused {
+        out.push_str(", paused");
+    }
+    out
+}
+
+/// Who made a change, when and why.
+#[derive(Debug, Serialize)]
+pub(crate) struct Made {
+    pub(crate) at: Option<String>,
+    pub(crate) at_us: u64,
+    pub(crate) by: String,
+    pub(crate) why: String,
+    pub(crate) source: String,
+}
+
+impl Made {
+    pub(crate) fn of(entry: &HistoryEntry) -> Self {
+        Self {
+            at: rfc3339(entry.at_us),
+            at_us: entry.at_us,
+            by: entry.by.clone(),
+            why: entry.why.clone(),
+            source: entry.source.clone(),
+        }
+    }
+
+    /// `3 m ago by alice (cli): bounces doubled`
+    pub(crate) fn words(&self, now_us: u64) -> String {
+        let mut out = crate::text::ago(now_us, self.at_us);
+        if !self.by.is_empty() {
+            out.push_str(&format!(" by {}", plain(&self.by)));
+        }
+        out.push_str(&format!(" ({})", plain(&self.source)));
+        if !self.why.is_empty() {
+            out.push_str(&format!(": {}", plain(&self.why)));
+        }
+        out
+    }
+}
+
+/// Whether a session may still start something.
+pub(crate) fn is_live(session: &SessionInfo) -> bool {
+    session.lease.is_some() && !session.reaping
+}
+
+/// Attempts running per version, as the session published them.
+pub(crate) fn running(session: &SessionInfo) -> BTreeMap<Version, u64> {
+    serde_json::from_str(&session.running).unwrap_or_default()
+}
+
+/// Whether the session has this version.
+pub(crate) fn has(session: &SessionInfo, version: &Version) -> bool {
+    session.record.as_ref().is_some_and(|r| r.versions.contains(version))
+}
+
+/// `host/pid`, as far as it is known.
+pub(crate) fn whereabouts(session: &SessionInfo) -> String {
+    match &session.record {
+        Some(record) => format!("{}/{}", plain(&record.host), record.pid),
+        None => "unknown host".to_owned(),
+    }
+}
+
+/// One version of a queue.
+#[derive(Debug, Serialize)]
+pub(crate) struct VersionView {
+    pub(crate) version: Version,
+    /// Whether a task may be routed to it.
+    pub(crate) routed: bool,
+    pub(crate) live_workers: usize,
+    pub(crate) running: u64,
+    #[serde(skip)]
+    pub(crate) share: String,
+}
+
+/// Every version that is known, routed to, or at work.
+pub(crate) fn versions(known: &[Version], gate: Option<&Gate>, sessions: &[SessionInfo]) -> Vec<VersionView> {
+    let live: Vec<&SessionInfo> = sessions.iter().filter(|s| is_live(s)).collect();
+    let mut all: Vec<Version> = known.to_vec();
+    all.extend(gate.into_iter().flat_map(Gate::reachable));
+    all.extend(
+        live.iter()
+            .filter_map(|s| s.record.as_ref())
+            .flat_map(|r| r.versions.clone()),
+    );
+    all.extend(live.iter().flat_map(|s| running(s).into_keys()));
+    all.sort();
+    all.dedup();
+    all.into_iter()
+        .map(|version| VersionView {
+            routed: gate.is_some_and(|g| g.reaches(&version)),
+            live_workers: live.iter().filter(|s| has(s, &version)).count(),
+            running: live.iter().filter_map(|s| running(s).get(&version).copied()).sum(),
+            share: gate.map_or_else(String::new, |g| share(g, &version)),
+            version,
+        })
+        .collect()
+}
+
+fn share(gate: &Gate, version: &Version) -> String {
+    let is_candidate = gate.candidate.as_ref() == Some(version);
+    let pinned = gate.pins.values().any(|v| v == version);
+    let share = if is_candidate {
+        format!("{} %", gate.percent)
+    } else if gate.active == *version {
+        match (&gate.candidate, gate.percent) {
+            (Some(_), percent) if percent > Share::NONE => "the rest".to_owned(),
+            _ => "all".to_owned(),
+        }
+    } else {
+        String::new()
+    };
+    match (share.is_empty(), pinned) {
+        (true, true) => "pins".to_owned(),
+        (false, true) => format!("{share} + pins"),
+        (true, false) => "-".to_owned(),
+        (false, false) => share,
+    }
+}
+
+/// One failed attempt.
+#[derive(Debug, Serialize)]
+pub(crate) struct ErrorView {
+    pub(crate) attempt: u32,
+    pub(crate) version: String,
+    pub(crate) error: String,
+    pub(crate) at: Option<String>,
+    pub(crate) at_us: u64,
+}
+
+impl From<&AttemptError> for ErrorView {
+    fn from(error: &AttemptError) -> Self {
+        let at_us = error.at_ms.saturating_mul(1_000);
+        Self {
+            attempt: error.attempt,
+            version: error.version.clone(),
+            error: error.error.clone(),
+            at: rfc3339(at_us),
+            at_us,
+        }
+    }
+}
+
+/// The error chain, one line per attempt.
+pub(crate) fn error_lines(errors: &[ErrorView], now_us: u64) -> String {
+    let line = |e: &ErrorView| {
+        format!(
+            "  {}. {} {}: {}\n",
+            e.attempt,
+            plain(&e.version),
+            crate::text::ago(now_us, e.at_us),
+            plain(&e.error)
+        )
+    };
+    errors.iter().map(line).collect()
+}
+
+/// `namespace` and `task_type` beside the queue's name, so that scripts need not take it apart.
+pub(crate) fn names(queue: &Queue) -> (String, String, String) {
+    (
+        queue.to_string(),
+        queue.namespace.to_string(),
+        queue.task_type.to_string(),
+    )
+}
