@@ -23,6 +23,7 @@
 //! * `link` — what if the network between me and Redis fails?
 //! * `process` — what if a worker process is stopped, ended or killed?
 //! * `eventually` — has it happened yet?
+//! * `witness` — did anything start that a flip had forbidden?
 //! * `port` — which port is safe to hand to a server?
 
 mod eventually;
@@ -30,8 +31,15 @@ mod link;
 mod port;
 mod process;
 mod redis;
+mod witness;
 
 pub use self::eventually::{Observed, eventually, patience};
 pub use self::link::{Link, LinkCounters, Mode};
 pub use self::process::Process;
 pub use self::redis::{RedisServer, RedisServerBuilder};
+pub use self::witness::{Flip, Late, Start, Witness};
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

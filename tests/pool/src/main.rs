@@ -1,0 +1,130 @@
+//! A worker process for the tests. Every start is appended to a file of its own, so that what the process did is
+//! known without asking its own log.
+
+use std::{fs::File, io::Write as _, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+use switchback_common::telemetry;
+use switchback_worker::{ConnectOptions, Context, Faults, RetryPolicy, Task, TaskError, Worker, WorkerConfig};
+
+#[derive(Parser)]
+struct Args {
+    /// Redis.
+    #[arg(long)]
+    redis: String,
+    /// The namespace.
+    #[arg(long, default_value = "test")]
+    namespace: String,
+    /// The versions it has, comma-separated.
+    #[arg(long, value_delimiter = ',')]
+    versions: Vec<String>,
+    /// Where starts are written down.
+    #[arg(long)]
+    witness: PathBuf,
+    #[arg(long, default_value_t = 10_000)]
+    lease_ms: u64,
+    #[arg(long, default_value_t = 250)]
+    start_ttl_ms: u64,
+    #[arg(long, default_value_t = 10_000)]
+    grace_ms: u64,
+    #[arg(long, default_value_t = 32)]
+    concurrency: usize,
+    #[arg(long, default_value_t = 15)]
+    attempts: u32,
+    #[arg(long, default_value_t = 100)]
+    backoff_ms: u64,
+    #[arg(long)]
+    no_pushes: bool,
+    /// Faults to switch on, comma-separated.
+    #[arg(long, default_value = "")]
+    faults: String,
+}
+
+/// What a test task asks its handler to do.
+#[derive(Serialize, Deserialize)]
+struct Probe {
+    /// Which one it is.
+    n: u64,
+    /// How long the handler takes.
+    #[serde(default)]
+    work_ms: u64,
+    /// What it does at the end: nothing, or `fail`, `panic`, `reject`, `abort`, `block`.
+    #[serde(default)]
+    then: String,
+    /// Only on this version (any if empty).
+    #[serde(default)]
+    on: String,
+}
+
+impl Task for Probe {
+    const TYPE: &'static str = "probe";
+}
+
+async fn probe(witness: Arc<File>, task: Probe, ctx: Context) -> Result<(), TaskError> {
+    // One write per line: appends of this size are not torn.
+    let line = format!(
+        "start {} {} {} {} {}\n",
+        task.n,
+        ctx.version,
+        ctx.started.as_nanos(),
+        ctx.attempt,
+        ctx.gate_rev
+    );
+    witness.as_ref().write_all(line.as_bytes())?;
+    if task.work_ms > 0 && task.then != "block" {
+        tokio::time::sleep(Duration::from_millis(task.work_ms)).await;
+    }
+    if task.on.is_empty() || task.on == ctx.version.as_str() {
+        match task.then.as_str() {
+            "fail" => return Err(TaskError::failed("asked to fail")),
+            "reject" => return Err(TaskError::reject("asked to reject")),
+            #[expect(clippy::panic, reason = "what it is asked to do")]
+            "panic" => panic!("asked to panic"),
+            "abort" => std::process::abort(),
+            "block" => std::thread::sleep(Duration::from_millis(task.work_ms)),
+            _ => {}
+        }
+    }
+    witness
+        .as_ref()
+        .write_all(format!("end {} {}\n", task.n, ctx.version).as_bytes())?;
+    Ok(())
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    telemetry::init_logs();
+    match run(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("test pool: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
+    let witness = Arc::new(File::options().create(true).append(true).open(&args.witness)?);
+    let config = WorkerConfig::new(ConnectOptions::new(args.redis), args.namespace.parse()?)
+        .lease(Duration::from_millis(args.lease_ms))
+        .start_ttl(Duration::from_millis(args.start_ttl_ms))
+        .grace(Duration::from_millis(args.grace_ms))
+        .pushes(!args.no_pushes)
+        .faults(Faults::parse(&args.faults)?);
+    let backoff = Duration::from_millis(args.backoff_ms);
+    let retry = RetryPolicy::default()
+        .attempts(args.attempts)
+        .backoff(backoff, backoff * 8);
+    Worker::builder(config)
+        .task::<Probe>(|t| {
+            let t = t.concurrency(args.concurrency).retry(retry);
+            args.versions.iter().fold(t, |t, version| {
+                let witness = Arc::clone(&witness);
+                t.version(version, move |task, ctx| probe(Arc::clone(&witness), task, ctx))
+            })
+        })
+        .run()
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! The documents are true: every `redis-cli` line of the README does what it says.
+
+use std::time::Duration;
+
+use redis::Value;
+use switchback_common::{
+    ConnectOptions, Queue, SessionId, Store,
+    store::{
+        gate::GateStore,
+        inspect,
+        session::{SessionRecord, SessionStore},
+    },
+};
+use switchback_gates::Gates;
+use switchback_tests::RedisServer;
+
+const README: &str = include_str!("../../README.md");
+
+/// The lines of the blocks that follow the marker.
+fn commands() -> Vec<Vec<String>> {
+    README
+        .split("<!-- run by tests/system/documents.rs -->\n```sh\n")
+        .skip(1)
+        .flat_map(|rest| rest.split("```").next().unwrap_or_default().lines())
+        .map(words)
+        .collect()
+}
+
+/// What a shell makes of a line: words, quotes, `$'…'`, comments.
+fn words(line: &str) -> Vec<String> {
+    let mut out = Vec::new();
+    let mut chars = line.chars().peekable();
+    let mut word: Option<String> = None;
+    while let Some(c) = chars.next() {
+        match c {
+            ' ' => out.extend(word.take()),
+            '#' if word.is_none() => break,
+            '$' if chars.peek() == Some(&'\'') => {
+                chars.next();
+                let quoted: String = chars.by_ref().take_while(|c| *c != '\'').collect();
+                word.get_or_insert_default().push_str(&quoted.replace("\\n", "\n"));
+            }
+            '\'' | '"' => {
+                let quoted: String = chars.by_ref().take_while(|q| *q != c).collect();
+                word.get_or_insert_default().push_str(&quoted);
+            }
+            c => word.get_or_insert_default().push(c),
+        }
+    }
+    out.extend(word);
+    out
+}
+
+#[tokio::test]
+async fn every_redis_cli_line_of_the_readme_does_what_it_says() {
+    let server = RedisServer::start().await;
+    let store = Store::new(&ConnectOptions::new(server.url())).unwrap();
+    let queue = Queue::new("shop".parse().unwrap(), "send_email".parse().unwrap());
+    let record = SessionRecord {
+        host: "test".to_owned(),
+        pid: 1,
+        build: String::new(),
+        versions: vec!["v1".parse().unwrap(), "v2".parse().unwrap()],
+        concurrency: 1,
+        started_ms: 0,
+    };
+    let sessions = SessionStore::new(&store, &queue);
+    sessions
+        .join(&SessionId::random(), Duration::from_secs(60), &record)
+        .await
+        .unwrap();
+    let gates = Gates::new(&store);
+    let gate = GateStore::new(&store, &queue);
+    let expected = [
+        ("only v1", "v1 active"),
+        ("only v1 by alice", "v1 active"),
+        ("candidate v2 percent 10", "v1 active, v2 at 10 %"),
+        ("percent 25", "v1 active, v2 at 25 %"),
+        ("active v2", "v2 active"),
+        ("pins", "v2 active, 2 pinned"),
+        ("paused 1", "v2 active, 2 pinned, paused"),
+        ("paused 0", "v2 active, 2 pinned"),
+        ("HGETALL", "v2 active, 2 pinned"),
+        ("XREVRANGE", "v2 active, 2 pinned"),
+        ("EVAL", "v1 active, 2 pinned"),
+        ("XADD", "v1 active, 2 pinned"),
+    ];
+    let commands = commands();
+    assert_eq!(
+        commands.len(),
+        expected.len(),
+        "a line was added: say here what it does"
+    );
+    for (command, (about, after)) in commands.iter().zip(expected) {
+        let line = command.join(" ");
+        assert!(line.starts_with("redis-cli ") && line.contains(about), "{line}");
+        let arguments: Vec<&str> = command[1..].iter().map(String::as_str).collect();
+        if about == "EVAL" {
+            server.cli(&["CONFIG", "SET", "maxmemory", "1"]).await;
+            server
+                .try_cli(&["HSET", gate.key(), "only", "v1"])
+                .await
+                .expect_err("a plain HSET is refused");
+        }
+        let reply = server.cli(&arguments).await;
+        assert_ne!(reply, Value::Nil, "{line}");
+        gate.seal().await.unwrap();
+        server.cli(&["CONFIG", "SET", "maxmemory", "0"]).await;
+        assert_eq!(gates.show(&queue).await.unwrap().gate.to_string(), after, "{line}");
+    }
+    assert_eq!(inspect::depth(&store, &queue).await.unwrap().waiting(), 1);
+}

@@ -1,0 +1,11 @@
+//! Workers, producers and gates together, on a real Redis.
+
+mod attempts;
+mod bad_input;
+mod claims;
+mod documents;
+mod fixture;
+mod fleet;
+mod footprint;
+mod producers;
+mod recovery;
