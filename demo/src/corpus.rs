@@ -72,10 +72,11 @@ pub(crate) struct Corpus {
     pub(crate) documents: Vec<Document>,
     /// Different texts among them.
     pub(crate) texts: usize,
+    /// Length of the different texts.
     pub(crate) bytes: usize,
     pub(crate) skipped: Skipped,
-    /// Where they come from.
-    pub(crate) roots: Vec<PathBuf>,
+    /// Where they come from, for people.
+    pub(crate) roots: Vec<String>,
 }
 
 impl Corpus {
@@ -128,9 +129,9 @@ impl Corpus {
         Ok(Self {
             documents,
             texts: texts.len(),
-            bytes: enqueued,
+            bytes,
             skipped,
-            roots: roots.into_iter().map(|(root, _)| root).collect(),
+            roots: roots.iter().map(|(root, take)| take.describe(root)).collect(),
         })
     }
 
@@ -156,6 +157,13 @@ impl Take {
         match self {
             Self::All | Self::Prose => true,
             Self::Sources => !directory.starts_with('.') && directory != "target",
+        }
+    }
+
+    fn describe(self, root: &Path) -> String {
+        match self {
+            Self::All | Self::Prose => root.display().to_string(),
+            Self::Sources => "this repository".to_owned(),
         }
     }
 

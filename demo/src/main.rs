@@ -25,7 +25,10 @@ use switchback_common::{ConnectOptions, Queue, Store, Task as _};
 use switchback_tests::RedisServer;
 use switchback_worker::examples::index_document::IndexDocument;
 use timeline::Timeline;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
 
 const NAMESPACE: &str = "demo";
 
@@ -58,9 +61,9 @@ async fn main() -> ExitCode {
         }
     };
     match ended {
-        Ok(0) => ExitCode::SUCCESS,
+        Ok(wrong) if wrong.is_empty() => ExitCode::SUCCESS,
         Ok(wrong) => {
-            eprintln!("switchback-demo: {wrong} of the claims above do not hold");
+            eprintln!("switchback-demo: this does not hold: {}", wrong.join("; "));
             ExitCode::FAILURE
         }
         Err(failure) => {
@@ -81,8 +84,8 @@ async fn interrupted() {
     }
 }
 
-/// The whole demo; tells how many claims do not hold.
-async fn run(args: &Args, timeline: &mut Timeline) -> Result<usize, Failure> {
+/// The whole demo; names the claims that do not hold.
+async fn run(args: &Args, timeline: &mut Timeline) -> Result<Vec<String>, Failure> {
     let plan = if args.quick { Plan::QUICK } else { Plan::FULL };
     let (worker, switchback) = (binary("switchback-worker")?, binary("switchback")?);
     need_redis_server()?;
@@ -91,7 +94,13 @@ async fn run(args: &Args, timeline: &mut Timeline) -> Result<usize, Failure> {
     let dir = tempfile::Builder::new().prefix("switchback-demo-").tempdir()?;
     let index_dir = dir.path().join("index");
     std::fs::create_dir(&index_dir)?;
-    let redis = RedisServer::start().await;
+    // A task of its own: the harness panics, with the server's log, when it does not start.
+    let mut starting = JoinSet::new();
+    starting.spawn(RedisServer::start());
+    let redis = match starting.join_next().await {
+        Some(Ok(redis)) => redis,
+        _ => return Err("the Redis server did not start; see above".into()),
+    };
     let url = redis.url();
     let store = Store::new(&ConnectOptions::new(&url))?;
     let facts = store.check_server().await?;
@@ -115,11 +124,9 @@ async fn run(args: &Args, timeline: &mut Timeline) -> Result<usize, Failure> {
     };
     let ended = Box::pin(stage.perform(&pools, timeline)).await;
     timeline.hide_bar();
-    if !matches!(ended, Ok(0)) {
-        pools.show_logs(timeline);
-    }
-    if let Ok(0) = ended {
-        farewell(timeline);
+    match &ended {
+        Ok(wrong) if wrong.is_empty() => farewell(timeline),
+        _ => pools.show_logs(timeline),
     }
     ended
 }
@@ -135,16 +142,16 @@ fn load(args: &Args, plan: Plan, timeline: &Timeline) -> Result<Corpus, Failure>
             input.as_deref().unwrap_or_else(|| Path::new("")).display()
         )
     })?;
-    let roots: Vec<String> = corpus.roots.iter().map(|root| root.display().to_string()).collect();
+    let roots = corpus.roots.join(", ");
     let (documents, bad) = (corpus.documents.len(), corpus.treacherous());
     if documents == 0 {
-        return Err(format!("there is no text in {}", roots.join(", ")).into());
+        return Err(format!("there is no text in {roots}").into());
     }
     timeline.say(format_args!(
         "{} texts ({:.1} MB) from {}",
         corpus.texts,
         report::megabytes(corpus.bytes),
-        roots.join(", ")
+        roots
     ));
     if documents > corpus.texts {
         timeline.note(format_args!("repeated under distinct keys: {documents} documents"));
@@ -188,7 +195,8 @@ fn need_redis_server() -> Result<(), Failure> {
 fn farewell(timeline: &Timeline) {
     timeline.line("");
     timeline.line("try it yourself");
-    timeline.line("  make demo INPUT=<directory>               the same with texts of your own");
-    timeline.line("  docker compose up --build                 a Redis and both pools, to steer with `switchback`");
-    timeline.line("  redis-cli HSET 'sb:gate:{ns:type}' only v1    the rollback that always works");
+    timeline.line("  make demo INPUT=<directory>                      the same with texts of your own");
+    timeline
+        .line("  docker compose up --build                        a Redis and both pools, to steer with `switchback`");
+    timeline.line("  redis-cli HSET 'sb:gate:{ns:type}' only v1       the rollback that always works");
 }

@@ -1,7 +1,7 @@
 //! The person at the keyboard: the command line, and Redis itself.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{Read as _, Seek as _, Write as _},
     net::TcpStream,
     path::{Path, PathBuf},
     process::Stdio,
@@ -27,22 +27,28 @@ impl Operator<'_> {
     pub(crate) async fn switchback(&self, args: &[&str]) -> Result<(), Failure> {
         let shown: Vec<String> = args.iter().map(|arg| quoted(arg)).collect();
         self.timeline.say(format_args!("$ switchback {}", shown.join(" ")));
-        let output = Command::new(&self.switchback)
+        // One file for both, so that lines stand as a terminal would show them.
+        let mut output = tempfile::tempfile()?;
+        let status = Command::new(&self.switchback)
             .args(args)
             .env(REDIS_URL_VAR, &self.redis_url)
             .env(NAMESPACE_VAR, NAMESPACE)
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output.try_clone()?)
             .kill_on_drop(true)
-            .output()
+            .status()
             .await
             .map_err(|error| format!("cannot run {}: {error}", self.switchback.display()))?;
-        self.timeline.note(String::from_utf8_lossy(&output.stdout));
-        self.timeline.note(String::from_utf8_lossy(&output.stderr));
-        if output.status.success() {
+        let mut text = Vec::new();
+        output.rewind()?;
+        output.read_to_end(&mut text)?;
+        self.timeline.note(String::from_utf8_lossy(&text));
+        if status.success() {
             Ok(())
         } else {
-            Err(format!("`switchback {}` failed: {}", shown.join(" "), output.status).into())
+            Err(format!("`switchback {}` failed: {status}", shown.join(" ")).into())
         }
     }
 

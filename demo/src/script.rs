@@ -65,9 +65,10 @@ impl Plan {
 pub(crate) struct Flip {
     /// What was done.
     pub(crate) how: &'static str,
-    /// From when to when.
-    pub(crate) measured: &'static str,
-    pub(crate) took: Duration,
+    /// From the commit, by Redis's clock, until the last worker had confirmed it.
+    pub(crate) from_commit: Duration,
+    /// The same from before the command was started.
+    pub(crate) from_start: Duration,
     /// Workers that confirmed it.
     pub(crate) confirmed: usize,
     /// What v2 failed while it was ramped.
@@ -101,7 +102,6 @@ impl Script<'_> {
 
     async fn first(&self, tally: &mut watch::Receiver<Tally>) -> Result<Flip, Failure> {
         let failed_before = self.ramp("a faster stemmer", tally).await?;
-        let rev = self.gates.show(self.queue).await?.rev + 1;
         let why = "v2 panics on real names";
         let rollback = [
             "gate",
@@ -111,36 +111,38 @@ impl Script<'_> {
             why,
             "--wait",
         ];
-        let (done, confirmed) = tokio::join!(self.operator.switchback(&rollback), self.confirmed(rev));
-        done?;
-        let confirmed = confirmed?;
-        let history = self.gates.history(self.queue, None, 20).await?;
-        let sealed = history.iter().find(|entry| entry.kind == "change" && entry.rev == rev);
-        let sealed_us = sealed.ok_or("the rollback is not in the history")?.at_us;
-        self.check_rolled_back().await?;
-        Ok(Flip {
-            how: "by command",
-            measured: "from its commit",
-            took: Duration::from_micros(confirmed.at_us.saturating_sub(sealed_us)),
-            confirmed: confirmed.workers,
-            failed_before,
-        })
+        let command = self.operator.switchback(&rollback);
+        self.measure("by command", failed_before, command).await
     }
 
     async fn second(&self, tally: &mut watch::Receiver<Tally>) -> Result<Flip, Failure> {
         let failed_before = self.ramp("a faster stemmer, second try", tally).await?;
-        let rev = self.gates.show(self.queue).await?.rev + 1;
         let gate = self.store.keyspace().render(&Key::Gate(self.queue.clone()));
+        let edit = ["HSET", gate.as_str(), "only", "v1"];
+        let command = self.operator.redis(&edit);
+        self.measure("by raw HSET", failed_before, command).await
+    }
+
+    /// Runs the rollback while it watches the workers obey.
+    async fn measure(
+        &self,
+        how: &'static str,
+        failed_before: u64,
+        command: impl Future<Output = Result<(), Failure>>,
+    ) -> Result<Flip, Failure> {
+        let rev = self.gates.show(self.queue).await?.rev + 1;
         let began = Moment::now();
-        let command = ["HSET", gate.as_str(), "only", "v1"];
-        let (done, confirmed) = tokio::join!(self.operator.redis(&command), self.confirmed(rev));
+        let (done, confirmed) = tokio::join!(command, self.confirmed(rev));
         done?;
         let confirmed = confirmed?;
+        let history = self.gates.history(self.queue, None, 20).await?;
+        let committed = history.iter().find(|entry| entry.kind == "change" && entry.rev == rev);
+        let committed_us = committed.ok_or("the rollback is not in the history")?.at_us;
         self.check_rolled_back().await?;
         Ok(Flip {
-            how: "by raw HSET",
-            measured: "from before the command was started",
-            took: confirmed.at.since(began),
+            how,
+            from_commit: Duration::from_micros(confirmed.at_us.saturating_sub(committed_us)),
+            from_start: confirmed.at.since(began),
             confirmed: confirmed.workers,
             failed_before,
         })
@@ -159,7 +161,12 @@ impl Script<'_> {
         // An unlucky share: sticky percent gave v2 only documents that it can take.
         let began = Moment::now();
         let step = Duration::from_millis(200);
+        let mut all = false;
         while tally.borrow().v2_failed == before && began.elapsed() < self.plan.unlucky {
+            if !all && began.elapsed() >= self.plan.unlucky / 2 {
+                self.operator.switchback(&["gate", "set", queue, "percent=100"]).await?;
+                all = true;
+            }
             self.pace.stretch(step);
             let _ = tokio::time::timeout(step, tally.changed()).await;
         }

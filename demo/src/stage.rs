@@ -38,8 +38,8 @@ pub(crate) struct Stage<'a> {
 }
 
 impl Stage<'_> {
-    /// Plays everything, stops the workers, and reports; tells how many claims do not hold.
-    pub(crate) async fn perform(&self, pools: &Pools, timeline: &mut Timeline) -> Result<usize, Failure> {
+    /// Plays everything, stops the workers, and reports; names the claims that do not hold.
+    pub(crate) async fn perform(&self, pools: &Pools, timeline: &mut Timeline) -> Result<Vec<String>, Failure> {
         self.wait_for_workers(pools).await?;
         timeline.say(format_args!(
             "{} worker processes: old-1 and old-2 know v1, new-1 and new-2 know v1 and v2",

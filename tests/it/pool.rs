@@ -214,6 +214,24 @@ async fn a_redis_that_may_forget_ends_with_5() {
     assert!(code == 5 && line.contains("allkeys-lru"), "{code}, {line}");
 }
 
+#[tokio::test]
+async fn the_pools_that_ship_are_valid() {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    let mut seen = 0;
+    for entry in fs::read_dir(deploy).unwrap() {
+        let toml = fs::read_to_string(entry.unwrap().path()).unwrap();
+        assert!(toml.contains("/var/lib/switchback/index") && toml.contains("redis://redis:6379"));
+        let toml = toml
+            .replace("[pool]", "[pool]\npatience_s = 0")
+            .replace("redis://redis:6379", NOWHERE);
+        // They get as far as Redis.
+        let (code, line) = refused(|dir| toml.replace("/var/lib/switchback", &dir.display().to_string())).await;
+        assert_eq!(code, 3, "{line}");
+        seen += 1;
+    }
+    assert_eq!(seen, 2);
+}
+
 /// A server that is loading its data set for as long as anybody asks.
 fn loading() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

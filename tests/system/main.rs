@@ -9,3 +9,4 @@ mod fleet;
 mod footprint;
 mod producers;
 mod recovery;
+mod traces;

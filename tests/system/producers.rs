@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use redis::Value;
 use switchback_common::{ConnectOptions, Task};
 use switchback_producer::{EnqueueError, Producer};
 use switchback_tests::{Link, Mode};
@@ -131,30 +130,6 @@ async fn a_plain_task_costs_its_payload_and_can_be_found() {
         .unwrap()
         .unwrap();
     assert_eq!((found.place.as_str(), found.waiting), ("main", true));
-}
-
-// W3C trace context travels in the headers.
-#[tokio::test]
-async fn the_trace_of_the_caller_goes_with_the_task() {
-    use opentelemetry::trace::TracerProvider as _;
-    use tracing_subscriber::layer::SubscriberExt as _;
-
-    let fixture = Fixture::new().await;
-    let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
-    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
-    let subscriber = tracing_subscriber::registry().with(layer);
-    let _guard = tracing::subscriber::set_default(subscriber);
-    let span = tracing::info_span!("checkout");
-    let entered = span.enter();
-    let request = fixture.producer.enqueue(&job(1));
-    let expected = switchback_common::telemetry::current_traceparent().unwrap();
-    request.await.unwrap();
-    drop(entered);
-    let Value::Array(entries) = fixture.raw(&["XRANGE", "sb:stream:{test:job}", "-", "+"]).await else {
-        panic!()
-    };
-    let text = format!("{entries:?}");
-    assert!(text.contains("traceparent") && text.contains(&expected[..35]), "{text}");
 }
 
 #[tokio::test]
