@@ -51,12 +51,18 @@ async fn the_trace_of_the_caller_reaches_the_handler() {
         current_traceparent().unwrap()
     };
     let sent = checkout.instrument(tracing::info_span!("checkout")).await;
-    let (here, header) = eventually("the handler has run", patience(std::time::Duration::from_secs(5)), async || {
-        seen.lock().unwrap().clone()
-    })
+    let (here, header) = eventually(
+        "the handler has run",
+        patience(std::time::Duration::from_secs(5)),
+        async || seen.lock().unwrap().clone(),
+    )
     .await;
     assert_eq!(header, sent, "carried as it was");
-    assert_eq!(trace_id(&here), trace_id(&sent), "the attempt's span belongs to the caller's trace");
+    assert_eq!(
+        trace_id(&here),
+        trace_id(&sent),
+        "the attempt's span belongs to the caller's trace"
+    );
     assert_ne!(here, sent, "and is a span of its own");
 }
 
