@@ -30,7 +30,10 @@ const DROPPED: usize = 50;
 
 /// When each task was sent and started.
 #[derive(Debug, Clone)]
-struct Clocked(Arc<Mutex<Vec<(Moment, Option<Moment>)>>>);
+struct Clocked(Arc<Mutex<Vec<Times>>>);
+
+/// Sent, and started if it has been.
+type Times = (Moment, Option<Moment>);
 
 impl Clocked {
     fn new(count: u64) -> Self {
@@ -38,7 +41,7 @@ impl Clocked {
         Self(Arc::new(Mutex::new((0..count).map(|_| blank).collect())))
     }
 
-    fn note(&self, n: u64, change: impl FnOnce(&mut (Moment, Option<Moment>))) {
+    fn note(&self, n: u64, change: impl FnOnce(&mut Times)) {
         let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(one) = usize::try_from(n).ok().and_then(|n| list.get_mut(n)) {
             change(one);

@@ -24,6 +24,9 @@ use crate::{
 /// Tasks that the worker holds when it goes away.
 const HELD: u64 = 10;
 
+/// Until the survivor waits for tasks.
+const SETTLED: Duration = Duration::from_millis(50);
+
 /// How it goes away.
 #[derive(Debug, Clone, Copy)]
 enum Exit {
@@ -37,7 +40,7 @@ pub(crate) async fn run(setup: &Setup, report: &mut Report) -> Result<()> {
 
     let mut stopped = Samples::new()?;
     for n in 0..setup.count(10, 5) {
-        stopped.add(Box::pin(once(redis.url(), format!("stop-{n}"), lease, Exit::Stopped)).await?);
+        stopped.add(Box::pin(once(redis.url(), format!("stop-{n}"), lease, Exit::Stopped, SETTLED)).await?);
     }
     report.times(
         "clean stop to started elsewhere",
@@ -45,16 +48,13 @@ pub(crate) async fn run(setup: &Setup, report: &mut Report) -> Result<()> {
         &[("p50", Want::AtMost(50.0))],
     );
 
-    // Side by side, each in a queue of its own: this is waiting, not working. Apart, so that they die at
-    // different times between two renewals.
+    // Side by side, each in a queue of its own: this is waiting, not working. They die at different times between two
+    // renewals.
     let mut killed = Samples::new()?;
     let count = u32::try_from(setup.count(6, 3))?;
     let runs = (0..count).map(|n| {
-        let url = redis.url();
-        async move {
-            tokio::time::sleep(lease / 15 * n).await;
-            Box::pin(once(url, format!("kill-{n}"), lease, Exit::Killed)).await
-        }
+        let after = SETTLED + lease / 5 * n / count;
+        Box::pin(once(redis.url(), format!("kill-{n}"), lease, Exit::Killed, after))
     });
     for took in futures_util::future::try_join_all(runs).await? {
         killed.add(took);
@@ -70,7 +70,7 @@ pub(crate) async fn run(setup: &Setup, report: &mut Report) -> Result<()> {
 }
 
 /// From the signal to the start of the last task in a worker that was there all the time.
-async fn once(url: String, namespace: String, lease: Duration, exit: Exit) -> Result<Duration> {
+async fn once(url: String, namespace: String, lease: Duration, exit: Exit, after: Duration) -> Result<Duration> {
     let place = Place::new(&url, &namespace)?;
     let mut connection = raw::connect(&url).await?;
     let lost: Process = child::Options::new(url, &namespace, lease, usize::try_from(HELD)?).spawn()?;
@@ -91,7 +91,7 @@ async fn once(url: String, namespace: String, lease: Duration, exit: Exit) -> Re
     });
     place.sessions(2).await?;
     // The survivor has nothing to do, and waits for a task, before anything happens.
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    tokio::time::sleep(after).await;
 
     let went = Moment::now();
     match exit {
