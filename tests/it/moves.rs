@@ -328,7 +328,7 @@ async fn reaping_is_irrevocable() {
     let renew = async || q.sessions.renew(&link, &lost, Duration::from_secs(60)).await.unwrap();
     assert_eq!(
         renew().await,
-        Lives::Yes,
+        Lives::Revived,
         "the lease ran out, but nobody has begun to reap"
     );
     q.cmd::<()>(&["DEL", &q.lease(&lost)]).await;

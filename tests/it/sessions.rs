@@ -120,7 +120,7 @@ async fn a_full_redis_still_lets_workers_join_renew_publish_and_leave() {
     q.cmd::<()>(&["DEL", &q.lease(&q.session)]).await;
     assert_eq!(
         q.sessions.renew(&link, &q.session, SECOND * 60).await.unwrap(),
-        Lives::Yes
+        Lives::Revived
     );
     assert_eq!(q.sessions.publish(&q.session, 1, "{}").await.unwrap(), Lives::Yes);
     q.sessions
@@ -143,7 +143,7 @@ async fn a_lease_runs_out_by_itself_and_comes_back_while_nobody_reaps() {
     assert!(q.sessions.list().await.unwrap()[0].lease.is_none());
     assert_eq!(
         q.sessions.renew(&link, &q.session, SECOND * 60).await.unwrap(),
-        Lives::Yes
+        Lives::Revived
     );
     let read = q.gate.read(&link, Some(&q.session)).await.unwrap();
     assert!(read.lease.unwrap() > SECOND * 30);

@@ -1,5 +1,6 @@
 //! Workers, producers and gates together, on a real Redis.
 
+mod attacks;
 mod attempts;
 mod bad_input;
 mod claims;
@@ -9,4 +10,5 @@ mod fleet;
 mod footprint;
 mod producers;
 mod recovery;
+mod retention;
 mod traces;

@@ -36,6 +36,8 @@ pub(crate) enum Message {
 pub(crate) struct Outcome {
     pub(crate) place: usize,
     pub(crate) entry: StreamId,
+    /// How large the entry is, for whoever moves it.
+    pub(crate) bytes: usize,
     /// The attempt, if one ran.
     pub(crate) ran: Option<Ran>,
     /// `None`: plain done.
@@ -97,6 +99,7 @@ impl GateReader {
 pub(crate) struct Claimed {
     pub(crate) place: usize,
     pub(crate) entry: StreamId,
+    pub(crate) bytes: usize,
     pub(crate) envelope: Envelope,
     /// When its claim's reply was in: gate reads sent later may decide it.
     pub(crate) claimed: Moment,
@@ -106,6 +109,8 @@ pub(crate) struct Claimed {
 
 const FIRST_RETRY: Duration = Duration::from_millis(5);
 const LONGEST_RETRY: Duration = Duration::from_millis(500);
+/// The longest wait that a handler may ask for: a score that every clock and every double can hold.
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Takes one claimed task to its outcome.
 pub(crate) async fn run(session: Arc<Session>, task: Claimed) {
@@ -119,7 +124,7 @@ pub(crate) async fn run(session: Arc<Session>, task: Claimed) {
             session.board.end(&version);
             outcome
         }
-        Some(Route::Elsewhere(place)) => moved(&task, place),
+        Some(Route::Elsewhere(to)) => moved(&task, to),
         // The session is lost: the task is somebody else's now.
         None => {
             session.slots.ended();
@@ -186,7 +191,13 @@ async fn route(session: &Session, task: &Claimed) -> Option<Route> {
         if session.abandon.is_cancelled() {
             return Some(Route::Elsewhere(HEAD));
         }
-        match session.reader.read_after(session, after).await {
+        let read = tokio::select! {
+            // Boxed: rare, and its size would be carried by every attempt.
+            read = Box::pin(session.reader.read_after(session, after)) => read,
+            // P10: hundreds may wait here, one behind the other, for a Redis that does not answer.
+            () = session.abandon.cancelled() => return Some(Route::Elsewhere(HEAD)),
+        };
+        match read {
             Ok(Some(read)) => obeyed = Some(read),
             // P8: no gate, or no Redis: start nothing, try again.
             Ok(None) | Err(_) => {
@@ -201,6 +212,7 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
     let Claimed {
         place,
         entry,
+        bytes,
         mut envelope,
         ..
     } = task;
@@ -246,6 +258,7 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
             return Outcome {
                 place,
                 entry,
+                bytes,
                 ran: ran(Ended::Done),
                 fate: None,
             };
@@ -255,6 +268,7 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
             return Outcome {
                 place,
                 entry,
+                bytes,
                 ran: ran(Ended::Released),
                 fate: Some((Fate::Move { to: HEAD }, kept(&envelope))),
             };
@@ -263,7 +277,7 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
     };
     let next = match error.kind {
         ErrorKind::Failed => session.spec.retry.next_after(attempt, &envelope.id),
-        ErrorKind::RetryAfter(wait) => (attempt < session.spec.retry.max_attempts).then_some(wait),
+        ErrorKind::RetryAfter(wait) => (attempt < session.spec.retry.max_attempts).then_some(wait.min(CENTURY)),
         ErrorKind::Rejected | ErrorKind::Malformed => None,
     };
     let now_ms = session.clock.now_us() / 1_000;
@@ -296,6 +310,7 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
     Outcome {
         place,
         entry,
+        bytes,
         ran: ran(ended),
         fate: Some((fate, fields)),
     }
@@ -313,23 +328,27 @@ async fn drive(session: &Session, payload: Vec<u8>, context: Context, version: &
     };
     let cancelled = context.cancelled.clone();
     let timeout = session.spec.timeout;
-    // P7: a handler that panics, while being made or while running, fails its own task and no other.
-    let running = async { handler(payload, context).await };
-    let guarded = AssertUnwindSafe(running).catch_unwind();
-    tokio::select! {
-        biased;
-        ended = tokio::time::timeout(timeout, guarded) => match ended {
-            Ok(Ok(Ok(()))) => End::Ok,
-            // A handler that gave up because it was told to stop is not to blame.
-            Ok(Ok(Err(_))) if session.cancel_handlers.is_cancelled() => End::Abandoned,
-            Ok(Ok(Err(error))) => End::Failed(error),
-            Ok(Err(panic)) => End::Failed(TaskError::failed(format!("panicked: {}", panic_text(panic.as_ref())))),
-            Err(_) => {
-                cancelled.cancel();
-                End::Failed(TaskError::failed(format!("timed out after {timeout:?}")))
-            }
-        },
-        () = session.abandon.cancelled() => End::Abandoned,
+    // P7: a handler that panics, while being made, while running or while dropped, fails its own task and no other.
+    let guarded = AssertUnwindSafe(async {
+        tokio::select! {
+            biased;
+            ended = tokio::time::timeout(timeout, handler(payload, context)) => match ended {
+                Ok(Ok(())) => End::Ok,
+                // A handler that gave up because it was told to stop is not to blame.
+                Ok(Err(_)) if session.cancel_handlers.is_cancelled() => End::Abandoned,
+                Ok(Err(error)) => End::Failed(error),
+                Err(_) => {
+                    cancelled.cancel();
+                    End::Failed(TaskError::failed(format!("timed out after {timeout:?}")))
+                }
+            },
+            () = session.abandon.cancelled() => End::Abandoned,
+        }
+    });
+    match guarded.catch_unwind().await {
+        Ok(end) => end,
+        Err(_) if session.abandon.is_cancelled() => End::Abandoned,
+        Err(panic) => End::Failed(TaskError::failed(format!("panicked: {}", panic_text(panic.as_ref())))),
     }
 }
 
@@ -373,10 +392,11 @@ pub(crate) fn dead_fields(
 }
 
 /// A task that goes to another stream without having run: nothing is burnt (P6).
-fn moved(task: &Claimed, to: usize) -> Outcome {
+pub(crate) fn moved(task: &Claimed, to: usize) -> Outcome {
     Outcome {
         place: task.place,
         entry: task.entry,
+        bytes: task.bytes,
         ran: None,
         fate: Some((Fate::Move { to }, kept(&task.envelope))),
     }

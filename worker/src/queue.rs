@@ -13,7 +13,7 @@ use switchback_common::{
 use switchback_gates::GateView;
 use tokio::{
     sync::{Notify, mpsc},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -52,11 +52,11 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
             break;
         };
         let mut loops = JoinSet::new();
-        endings.spawn(settler::run(Arc::clone(&session), messages));
+        let settler = endings.spawn(settler::run(Arc::clone(&session), messages));
+        let keeper = endings.spawn(gatekeeper::run(Arc::clone(&session)));
         for n in 0..CLAIMERS {
             loops.spawn(claimer::run(Arc::clone(&session), n == 0));
         }
-        loops.spawn(gatekeeper::run(Arc::clone(&session)));
         loops.spawn(promoter::run(Arc::clone(&session)));
         loops.spawn(reaper::run(Arc::clone(&session)));
         loops.spawn(finder::run(Arc::clone(&session)));
@@ -66,7 +66,8 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
             () = session.closing.cancelled() => {}
         }
         // A lost session winds down beside its successor; a stopping worker waits for it below.
-        endings.spawn(end(shared.clone(), session, loops));
+        endings.spawn(end(shared.clone(), session, loops, keeper, settler));
+        while endings.try_join_next().is_some() {} // those that are over
     }
     while endings.join_next().await.is_some() {}
 }
@@ -174,21 +175,32 @@ fn record(config: &WorkerConfig, spec: &QueueSpec) -> SessionRecord {
 
 /// Ends a session. The order is the point: nobody claims, then everybody finishes, then all is settled, and only
 /// then does the session say that it is over.
-async fn end(shared: Shared, session: Arc<Session>, mut loops: JoinSet<()>) {
+async fn end(shared: Shared, session: Arc<Session>, mut loops: JoinSet<()>, keeper: AbortHandle, settler: AbortHandle) {
     session.closing.cancel();
-    while loops.join_next().await.is_some() {}
-    session.attempts.close();
+    let finish = async {
+        while loops.join_next().await.is_some() {}
+        session.attempts.close();
+        session.attempts.wait().await;
+    };
+    let cut_short = async {
+        grace(&shared, &session).await;
+        session.cancel_handlers.cancel();
+        session.abandon.cancel();
+        std::future::pending::<()>().await;
+    };
     tokio::select! {
-        () = session.attempts.wait() => {}
-        () = grace(&shared, &session) => {
-            session.cancel_handlers.cancel();
-            session.abandon.cancel();
-            session.attempts.wait().await;
-        }
+        () = finish => {}
+        () = cut_short => {}
     }
+    keeper.abort();
     let _ = session.outcomes.send(Message::Close);
-    session.settled().await;
+    tokio::select! {
+        () = session.settled() => {}
+        () = given_up(&shared, &session) => settler.abort(),
+    }
     if !session.board.is_lost() {
+        // From here on the renewer has nothing to keep, or to bring back.
+        session.board.lose();
         let keys = session.streams.own().into_iter().map(|s| s.key).collect::<Vec<_>>();
         if let Err(error) = session.sessions.leave(&session.id, &keys, "stopped").await {
             tracing::warn!(queue.name = %session.queue, %error, "cannot say goodbye; the lease will run out");
@@ -197,15 +209,29 @@ async fn end(shared: Shared, session: Arc<Session>, mut loops: JoinSet<()>) {
     tracing::info!(queue.name = %session.queue, session = %session.id, "session ended");
 }
 
-/// Passes when a stopping worker has waited long enough. A lost session's handlers were told to end already.
+/// Passes when handlers have had time enough to end: after a stop, or after the session was lost and they were told.
 async fn grace(shared: &Shared, session: &Session) {
-    shared.stop.cancelled().await;
+    tokio::select! {
+        () = shared.stop.cancelled() => {}
+        () = session.cancel_handlers.cancelled() => {}
+    }
     tokio::select! {
         () = tokio::time::sleep(session.config.grace) => {
-            tracing::warn!(queue.name = %session.queue, "grace is over: giving running tasks back");
+            tracing::warn!(queue.name = %session.queue, "grace is over: what still runs is dropped, and its tasks run again");
         }
         () = shared.stop_now.cancelled() => {}
     }
+}
+
+/// P10: passes when a stopping worker need not try any longer to settle: no Redis for the length of a lease, and what it
+/// holds is somebody else's.
+async fn given_up(shared: &Shared, session: &Session) {
+    shared.stop.cancelled().await;
+    tokio::time::sleep(session.config.lease).await;
+    tracing::error!(
+        queue.name = %session.queue, session = %session.id, results = session.slots.unsettled(),
+        "Redis does not take the last results; they are given up, and the tasks run again elsewhere"
+    );
 }
 
 impl Session {

@@ -1,7 +1,7 @@
 //! One session on one queue: what its loops share.
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -78,6 +78,12 @@ impl Streams {
         list.iter().map(|s| s.key.clone()).collect()
     }
 
+    /// What the log calls each stream, by place.
+    pub(crate) fn labels(&self) -> Vec<Arc<str>> {
+        let list = self.list.read().unwrap_or_else(PoisonError::into_inner);
+        list.iter().map(|s| Arc::clone(&s.label)).collect()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.list.read().unwrap_or_else(PoisonError::into_inner).len()
     }
@@ -130,22 +136,33 @@ impl Slots {
         }
     }
 
-    /// How many tasks may be claimed now. P10: outcomes that Redis has not taken yet count, generously.
-    pub(crate) fn free(&self) -> usize {
+    /// Takes free slots, at most `most`, before a claim is sent: two claimers must not both count on the same slot.
+    /// P10: outcomes that Redis has not taken yet count, generously.
+    pub(crate) fn reserve(&self, most: usize) -> Reserved<'_> {
         let unsettled_limit = (self.limit * 4).max(2_000);
-        let by_running = self.limit.saturating_sub(self.running.load(Ordering::Acquire));
-        let by_unsettled = unsettled_limit.saturating_sub(self.unsettled.load(Ordering::Acquire));
-        by_running.min(by_unsettled)
+        let most = most.min(unsettled_limit.saturating_sub(self.unsettled()));
+        let mut count = 0;
+        let _ = self
+            .running
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |running| {
+                count = most.min(self.limit.saturating_sub(running));
+                (count > 0).then_some(running + count)
+            });
+        Reserved { slots: self, count }
     }
 
-    pub(crate) fn take(&self, count: usize) {
-        self.running.fetch_add(count, Ordering::AcqRel);
+    /// Entries came in; each will have an outcome.
+    pub(crate) fn claimed(&self, count: usize) {
         self.unsettled.fetch_add(count, Ordering::AcqRel);
     }
 
     /// A handler ended; its outcome is on its way.
     pub(crate) fn ended(&self) {
-        self.running.fetch_sub(1, Ordering::AcqRel);
+        self.give_back(1);
+    }
+
+    fn give_back(&self, count: usize) {
+        self.running.fetch_sub(count, Ordering::AcqRel);
         self.freed.notify_waiters();
     }
 
@@ -160,19 +177,47 @@ impl Slots {
     }
 }
 
+/// Slots taken for a claim. What the claim does not fill goes back when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Reserved<'a> {
+    slots: &'a Slots,
+    count: usize,
+}
+
+impl Reserved<'_> {
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Fills one, if there is one left: its attempt gives it back with [`Slots::ended`].
+    pub(crate) fn fill(&mut self) -> bool {
+        let left = self.count > 0;
+        self.count -= usize::from(left);
+        left
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if self.count > 0 {
+            self.slots.give_back(self.count);
+        }
+    }
+}
+
 /// Entries this session holds: from the claim to the reply of their settle.
 #[derive(Debug, Default)]
-pub(crate) struct Held(Mutex<HashMap<(usize, StreamId), ()>>);
+pub(crate) struct Held(Mutex<HashSet<(usize, StreamId)>>);
 
 impl Held {
-    fn map(&self) -> MutexGuard<'_, HashMap<(usize, StreamId), ()>> {
+    fn map(&self) -> MutexGuard<'_, HashSet<(usize, StreamId)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Holds what is not held yet, and tells which that was.
     pub(crate) fn add(&self, ids: impl IntoIterator<Item = (usize, StreamId)>) -> Vec<bool> {
         let mut map = self.map();
-        ids.into_iter().map(|id| map.insert(id, ()).is_none()).collect()
+        ids.into_iter().map(|id| map.insert(id)).collect()
     }
 
     pub(crate) fn remove(&self, ids: impl IntoIterator<Item = (usize, StreamId)>) {
@@ -183,7 +228,7 @@ impl Held {
     }
 
     pub(crate) fn contains(&self, id: (usize, StreamId)) -> bool {
-        self.map().contains_key(&id)
+        self.map().contains(&id)
     }
 }
 
@@ -283,11 +328,12 @@ impl Session {
 
     /// Takes in what a gate read said about the lease, and about Redis's clock.
     pub(crate) fn note_read(&self, sent: Moment, time_us: u64, lease: Option<Duration>) {
-        if let Some(left) = lease {
-            // P4: counted from sending, less a margin: never longer than Redis will have it.
-            self.board
-                .lease_until(sent + left.saturating_sub(self.config.lease_margin()));
-        }
+        // P4: counted from sending, less a margin: never longer than Redis will have it. A lease that is gone forbids
+        // starts, whatever the last renewal promised, until the renewer knows what became of the session.
+        self.board.lease_until(match lease {
+            Some(left) => sent + left.saturating_sub(self.config.lease_margin()),
+            None => Moment::long_ago(),
+        });
         self.clock.set(sent, time_us);
     }
 

@@ -89,7 +89,7 @@ impl WorkerBuilder {
         let renewer = Arc::new(Renewer::start(
             &store,
             config.renew_every(),
-            longest + Duration::from_secs(30),
+            longest.saturating_add(Duration::from_secs(30)),
         )?);
         let mut duties = JoinSet::new();
         duties.spawn(tick(renewer.ticks()));

@@ -23,7 +23,8 @@ use crate::{
 pub struct Claim {
     /// Entries by the place of their stream in [`Claimer::new`]'s list.
     pub entries: Vec<(usize, Vec<Entry>)>,
-    /// The gate, read after the entries were claimed. `None` if there were none and nothing was read.
+    /// The gate, read after the entries were claimed. `None` if nothing was read, or it could not be: then nothing
+    /// says that the entries may start.
     pub read: Option<GateRead>,
 }
 
@@ -123,12 +124,11 @@ impl Claimer {
         let mut next = || -> Result<Value, StoreError> {
             replies.next().unwrap_or(Ok(Value::Nil)).map_err(|e| self.link.error(e))
         };
-        let (time, gate, state, ttl) = (next()?, gate::or_lost(next())?, next()?, next()?);
-        let read = self.gate.parse_read(sent, time, gate, state, Some(&ttl))?;
-        Ok(Claim {
-            entries,
-            read: Some(read),
-        })
+        let mut read = || {
+            let (time, gate, state, ttl) = (next()?, gate::or_lost(next())?, next()?, next()?);
+            self.gate.parse_read(sent, time, gate, state, Some(&ttl))
+        };
+        with_read(entries, read())
     }
 
     /// Waits up to `block` for a task, then looks at the gate. COUNT is per stream here: `count` from each.
@@ -149,11 +149,7 @@ impl Claimer {
             return Ok(Claim { entries, read: None });
         }
         // P3: sent only now; a read sent before the wait would be stale.
-        let read = self.gate.read(&self.link, Some(&self.session)).await?;
-        Ok(Claim {
-            entries,
-            read: Some(read),
-        })
+        with_read(entries, self.gate.read(&self.link, Some(&self.session)).await)
     }
 
     /// Looks at the gate without claiming.
@@ -225,12 +221,22 @@ impl Claimer {
     }
 }
 
+/// P1: what was claimed is ours, whether or not the gate could be read after it.
+fn with_read(entries: Vec<(usize, Vec<Entry>)>, read: Result<GateRead, StoreError>) -> Result<Claim, StoreError> {
+    let read = match read {
+        Ok(read) => Some(read),
+        Err(failure) if entries.is_empty() => return Err(failure),
+        Err(_) => None,
+    };
+    Ok(Claim { entries, read })
+}
+
 /// Wakes a blocked claim. It answers as if its time were up; nothing is lost.
 ///
 /// # Errors
 /// When Redis does not answer.
 pub async fn unblock(store: &Store, client_id: u64) -> Result<(), StoreError> {
-    let link = store.cold().await?;
+    let link = store.warm().await?;
     let mut cmd = Cmd::new();
     cmd.arg("CLIENT").arg("UNBLOCK").arg(client_id);
     link.run(cmd).await?;
@@ -248,7 +254,7 @@ pub async fn own_pending(
     from: Option<StreamId>,
     count: usize,
 ) -> Result<Vec<(StreamId, Duration)>, StoreError> {
-    let link = store.cold().await?;
+    let link = store.warm().await?;
     let mut cmd = Cmd::new();
     cmd.arg("XPENDING").arg(stream).arg(GROUP);
     cmd.arg(from.map_or_else(|| "-".to_owned(), |id| format!("({id}")));
@@ -279,7 +285,7 @@ pub async fn reread(
     session: &SessionId,
     id: StreamId,
 ) -> Result<Option<Entry>, StoreError> {
-    let link = store.cold().await?;
+    let link = store.warm().await?;
     let mut cmd = Cmd::new();
     // From the PEL, never by XRANGE: a retained entry that is settled must not run again. The id is exclusive.
     let before = StreamId {

@@ -1,13 +1,21 @@
-//! Connections. The hot paths hold their own ([`Link`]); everything else borrows from a small pool.
+//! Connections. The hot paths hold their own ([`Link`]); what is small and frequent shares one; what is rare, or may
+//! have a large reply, borrows from a small pool (whose every checkout asks Redis twice).
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use deadpool_redis::{Manager, Pool, Runtime};
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, Pipeline, ProtocolVersion, RedisError, Value,
     aio::MultiplexedConnection, io::tcp::TcpSettings,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
 use super::{error::StoreError, keyspace::Keyspace};
 
@@ -75,6 +83,7 @@ pub struct Store {
     pool: Pool,
     keyspace: Keyspace,
     address: String,
+    shared: Arc<Mutex<Option<Link>>>,
 }
 
 impl fmt::Debug for Store {
@@ -106,6 +115,7 @@ impl Store {
         let pool = Pool::builder(manager)
             .max_size(POOL_SIZE)
             .wait_timeout(Some(REPLY_TIMEOUT))
+            .recycle_timeout(Some(CONNECT_TIMEOUT))
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|e| StoreError::BadUrl(e.to_string()))?;
@@ -114,6 +124,7 @@ impl Store {
             pool,
             keyspace: options.keyspace.clone(),
             address,
+            shared: Arc::default(),
         })
     }
 
@@ -150,6 +161,7 @@ impl Store {
         Ok(Link {
             connection,
             address: self.address.clone(),
+            broken: Arc::default(),
         })
     }
 
@@ -170,20 +182,34 @@ impl Store {
         let link = Link {
             connection,
             address: self.address.clone(),
+            broken: Arc::default(),
         };
         Ok((link, receiver))
     }
 
+    /// The connection that everything small and frequent shares; opened when there is none, or the last one broke.
+    pub(crate) async fn warm(&self) -> Result<Link, StoreError> {
+        let mut shared = self.shared.lock().await;
+        if let Some(link) = shared.as_ref().filter(|link| !link.broken.load(Ordering::Acquire)) {
+            return Ok(link.clone());
+        }
+        let link = self.link().await?;
+        *shared = Some(link.clone());
+        Ok(link)
+    }
+
     /// A connection for something rare.
     pub(crate) async fn cold(&self) -> Result<Link, StoreError> {
-        match self.pool.get().await {
-            Ok(object) => Ok(Link {
+        // P10: each pooled connection may have died in silence; trying them one by one must not add up.
+        match tokio::time::timeout(REPLY_TIMEOUT, self.pool.get()).await {
+            Ok(Ok(object)) => Ok(Link {
                 // A clone of the multiplexed handle: the pool keeps the connection, we only send on it.
                 connection: (*object).clone(),
                 address: self.address.clone(),
+                broken: Arc::default(),
             }),
-            Err(deadpool_redis::PoolError::Backend(e)) => Err(self.error(e)),
-            Err(_) => Err(StoreError::Timeout {
+            Ok(Err(deadpool_redis::PoolError::Backend(e))) => Err(self.error(e)),
+            Ok(Err(_)) | Err(_) => Err(StoreError::Timeout {
                 address: self.address.clone(),
                 after: REPLY_TIMEOUT,
             }),
@@ -260,6 +286,8 @@ fn address_of(addr: &ConnectionAddr) -> String {
 pub struct Link {
     connection: MultiplexedConnection,
     address: String,
+    /// Whether a reply failed to come: later ones may be lost, too.
+    broken: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Link {
@@ -315,12 +343,17 @@ impl Link {
         limit: Duration,
         reply: impl Future<Output = Result<T, RedisError>>,
     ) -> Result<T, StoreError> {
-        match tokio::time::timeout(limit, reply).await {
-            Ok(reply) => reply.map_err(|e| self.error(e)),
-            Err(_) => Err(StoreError::Timeout {
+        let failure = match tokio::time::timeout(limit, reply).await {
+            Ok(Ok(reply)) => return Ok(reply),
+            Ok(Err(error)) => self.error(error),
+            Err(_) => StoreError::Timeout {
                 address: self.address.clone(),
                 after: limit,
-            }),
+            },
+        };
+        if failure.is_outcome_unknown() {
+            self.broken.store(true, Ordering::Release);
         }
+        Err(failure)
     }
 }

@@ -40,6 +40,8 @@ pub struct Sealed {
     pub rev: u64,
     /// SHA-1 over the routing fields.
     pub digest: String,
+    /// `rev:digest` of the revision before: who obeyed that one needs to look no further.
+    pub prev: String,
     /// What it says.
     pub gate: GateText,
 }
@@ -205,7 +207,9 @@ impl GateStore {
         // hash before the state, so that "equal to `seen`" speaks of an edit no newer than the state.
         pipe.cmd("TIME");
         pipe.cmd("HGETALL").arg(&self.keys[0]);
-        pipe.cmd("HMGET").arg(&self.keys[1]).arg(&["rev", "digest", "seen"]);
+        pipe.cmd("HMGET")
+            .arg(&self.keys[1])
+            .arg(&["rev", "digest", "seen", "prev"]);
         if let Some(key) = lease_key {
             pipe.cmd("PTTL").arg(key);
         }
@@ -258,7 +262,7 @@ impl GateStore {
     /// # Errors
     /// When Redis does not answer. `Ok(None)`: there is no gate state.
     pub async fn seal(&self) -> Result<Option<(SealWord, GateRead)>, StoreError> {
-        let link = self.store.cold().await?;
+        let link = self.store.warm().await?;
         let sent = Moment::now();
         let mut call = script::SEAL.prepare_invoke();
         for key in &self.keys {
@@ -282,7 +286,7 @@ impl GateStore {
     /// # Errors
     /// When Redis does not answer. Sending the same request again is harmless.
     pub async fn change(&self, request: &ChangeRequest) -> Result<Changed, StoreError> {
-        let link = self.store.cold().await?;
+        let link = self.store.warm().await?;
         let mut call = script::CHANGE.prepare_invoke();
         for key in &self.keys {
             call.key(key);
@@ -315,7 +319,7 @@ impl GateStore {
     /// # Errors
     /// When Redis does not answer.
     pub async fn hold_if_regressed(&self, mine: u64, digest: &str) -> Result<Hold, StoreError> {
-        let link = self.store.cold().await?;
+        let link = self.store.warm().await?;
         let mut call = script::HOLD.prepare_invoke();
         for key in &self.keys {
             call.key(key);
@@ -339,7 +343,7 @@ impl GateStore {
     /// # Errors
     /// When Redis does not answer.
     pub async fn history(&self, before: Option<StreamId>, count: usize) -> Result<Vec<HistoryEntry>, StoreError> {
-        let link = self.store.cold().await?;
+        let link = self.store.warm().await?;
         let from = before.map_or_else(|| "+".to_owned(), |id| format!("({id}"));
         let mut cmd = Cmd::new();
         cmd.arg("XREVRANGE")
@@ -357,7 +361,7 @@ impl GateStore {
     /// # Errors
     /// When Redis does not answer.
     pub async fn versions(&self) -> Result<Fields, StoreError> {
-        let link = self.store.cold().await?;
+        let link = self.store.warm().await?;
         let mut cmd = Cmd::new();
         cmd.arg("HGETALL").arg(&self.keys[3]);
         reply::fields("versions", link.run(cmd).await?)
@@ -396,13 +400,14 @@ fn script_read(what: &'static str, sent: Moment, rest: std::vec::IntoIter<Value>
 
 fn parse_state(what: &'static str, rest: std::vec::IntoIter<Value>) -> Result<(u64, Sealed), StoreError> {
     let items: Vec<Value> = rest.collect();
-    let Ok([rev, digest, time, active, candidate, percent, pins, paused]) = <[Value; 8]>::try_from(items) else {
+    let Ok([rev, digest, time, active, candidate, percent, pins, paused, prev]) = <[Value; 9]>::try_from(items) else {
         return Err(unexpected(what, &Value::Nil));
     };
     let text = |value| reply::text(what, value);
     let sealed = Sealed {
         rev: reply::count(what, &rev)?,
         digest: text(digest)?,
+        prev: text(prev)?,
         gate: GateText {
             active: text(active)?,
             candidate: text(candidate)?,
@@ -425,7 +430,8 @@ pub(crate) fn or_lost(gate: Result<Value, StoreError>) -> Result<Value, StoreErr
 fn parse_found(gate: Value, state: Value) -> Result<Found, StoreError> {
     let mut raw = reply::fields("gate", gate)?;
     let mut state = reply::array("gate state", state)?.into_iter();
-    let (Some(rev), Some(digest), Some(seen)) = (state.next(), state.next(), state.next()) else {
+    let (Some(rev), Some(digest), Some(seen), Some(prev)) = (state.next(), state.next(), state.next(), state.next())
+    else {
         return Err(unexpected("gate state", &Value::Nil));
     };
     if matches!(rev, Value::Nil) {
@@ -441,6 +447,7 @@ fn parse_found(gate: Value, state: Value) -> Result<Found, StoreError> {
     Ok(Found::Settled(Arc::new(Sealed {
         rev: reply::count("gate state", &rev)?,
         digest: reply::text("gate state", digest)?,
+        prev: reply::text("gate state", prev)?,
         gate: GateText {
             active: text("active"),
             candidate: text("candidate"),

@@ -101,7 +101,7 @@ pub async fn queues(store: &Store, namespace: &Namespace) -> Result<Vec<Queue>, 
 /// # Errors
 /// When Redis does not answer.
 pub async fn versions(store: &Store, queue: &Queue) -> Result<Vec<Version>, StoreError> {
-    let link = store.cold().await?;
+    let link = store.warm().await?;
     let mut cmd = Cmd::new();
     cmd.arg("HKEYS")
         .arg(store.keyspace().render(&Key::Versions(queue.clone())));
@@ -118,7 +118,7 @@ pub async fn versions(store: &Store, queue: &Queue) -> Result<Vec<Version>, Stor
 /// # Errors
 /// When Redis does not answer.
 pub async fn group(store: &Store, stream: &str) -> Result<GroupInfo, StoreError> {
-    let link = store.cold().await?;
+    let link = store.warm().await?;
     let mut pipe = redis::pipe();
     pipe.cmd("XLEN").arg(stream);
     pipe.cmd("XINFO").arg("GROUPS").arg(stream);
@@ -157,12 +157,23 @@ pub async fn group(store: &Store, stream: &str) -> Result<GroupInfo, StoreError>
     Ok(info)
 }
 
+/// What `stream` takes of memory, in bytes, estimated from a few of its nodes.
+///
+/// # Errors
+/// When Redis does not answer.
+pub async fn memory(store: &Store, stream: &str) -> Result<u64, StoreError> {
+    let link = store.warm().await?;
+    let mut cmd = Cmd::new();
+    cmd.arg("MEMORY").arg("USAGE").arg(stream).arg("SAMPLES").arg(5);
+    reply::count("MEMORY USAGE", &link.run(cmd).await?)
+}
+
 /// The oldest entry of `stream` that is delivered and not settled.
 ///
 /// # Errors
 /// When Redis does not answer.
 pub async fn first_pending(store: &Store, stream: &str) -> Result<Option<StreamId>, StoreError> {
-    let link = store.cold().await?;
+    let link = store.warm().await?;
     let mut cmd = Cmd::new();
     cmd.arg("XPENDING").arg(stream).arg(GROUP);
     let parts = match link.run(cmd).await {

@@ -55,6 +55,8 @@ pub enum Joined {
 pub enum Lives {
     /// It does.
     Yes,
+    /// It does, but its lease had run out: others' may have, too.
+    Revived,
     /// Its tasks were, or are being, given to others. Irrevocable.
     Lost,
 }
@@ -138,7 +140,7 @@ impl SessionStore {
         lease: Duration,
         record: &SessionRecord,
     ) -> Result<Joined, StoreError> {
-        let link = self.store.cold().await?;
+        let link = self.store.warm().await?;
         let queue = &self.queue;
         let mut call = script::JOIN.prepare_invoke();
         for key in [
@@ -180,7 +182,7 @@ impl SessionStore {
     /// # Errors
     /// When Redis does not answer.
     pub async fn announce(&self) -> Result<(), StoreError> {
-        let link = self.store.cold().await?;
+        let link = self.store.warm().await?;
         let mut cmd = Cmd::new();
         cmd.arg("SADD")
             .arg(self.key(&Key::Queues(self.queue.namespace.clone())))
@@ -209,7 +211,7 @@ impl SessionStore {
             .arg(session.as_str())
             .arg(millis(lease));
         let (word, _) = reply::verdict("renew", link.run_script(&call).await?)?;
-        Ok(if word == "alive" { Lives::Yes } else { Lives::Lost })
+        Ok(if word == "alive" { Lives::Revived } else { Lives::Lost })
     }
 
     /// Says which revision the session obeys and what it runs.
@@ -217,7 +219,7 @@ impl SessionStore {
     /// # Errors
     /// When Redis does not answer.
     pub async fn publish(&self, session: &SessionId, rev: u64, running: &str) -> Result<Lives, StoreError> {
-        let link = self.store.cold().await?;
+        let link = self.store.warm().await?;
         let mut call = script::PUBLISH.prepare_invoke();
         call.key(&self.sessions).arg(session.as_str()).arg(rev).arg(running);
         let (word, _) = reply::verdict("publish", link.run_script(&call).await?)?;
@@ -229,7 +231,7 @@ impl SessionStore {
     /// # Errors
     /// When Redis does not answer: reaping will end it.
     pub async fn leave(&self, session: &SessionId, streams: &[String], why: &str) -> Result<(), StoreError> {
-        let link = self.store.cold().await?;
+        let link = self.store.warm().await?;
         let mut call = script::LEAVE.prepare_invoke();
         call.key(&self.sessions)
             .key(self.lease(session))
@@ -247,7 +249,7 @@ impl SessionStore {
     /// # Errors
     /// When Redis does not answer. A stream or group that is not there has none.
     pub async fn consumers(&self, stream: &str) -> Result<Vec<Consumer>, StoreError> {
-        let link = self.store.cold().await?;
+        let link = self.store.warm().await?;
         let mut cmd = Cmd::new();
         cmd.arg("XINFO").arg("CONSUMERS").arg(stream).arg(super::GROUP);
         let value = match link.run(cmd).await {
@@ -271,7 +273,7 @@ impl SessionStore {
     /// # Errors
     /// When Redis does not answer; what was moved is moved.
     pub async fn reap(&self, lost: &SessionId, by: &SessionId, stream: &str) -> Result<Reaped, StoreError> {
-        let link = self.store.cold().await?;
+        let link = self.store.warm().await?;
         let mut call = script::REAP.prepare_invoke();
         call.key(&self.sessions)
             .key(self.lease(lost))
@@ -299,7 +301,7 @@ impl SessionStore {
     /// # Errors
     /// When Redis does not answer.
     pub async fn forget(&self, session: &SessionId) -> Result<(), StoreError> {
-        let link = self.store.cold().await?;
+        let link = self.store.warm().await?;
         let s = session.as_str();
         let mut cmd = Cmd::new();
         cmd.arg("HDEL").arg(&self.sessions).arg(&[
@@ -317,7 +319,7 @@ impl SessionStore {
     /// # Errors
     /// When Redis does not answer.
     pub async fn list(&self) -> Result<Vec<SessionInfo>, StoreError> {
-        let link = self.store.cold().await?;
+        let link = self.store.warm().await?;
         let mut cmd = Cmd::new();
         cmd.arg("HGETALL").arg(&self.sessions);
         let fields = reply::fields("sessions", link.run(cmd).await?)?;

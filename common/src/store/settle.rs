@@ -230,7 +230,7 @@ pub struct Promoted {
 /// # Errors
 /// When Redis does not answer.
 pub async fn promote(store: &Store, queue: &Queue) -> Result<Promoted, StoreError> {
-    let link = store.cold().await?;
+    let link = store.warm().await?;
     let mut call = script::PROMOTE.prepare_invoke();
     for key in [
         Key::Delayed(queue.clone()),
@@ -259,7 +259,7 @@ pub async fn sweep(
     lane: &crate::name::Version,
     session: &SessionId,
 ) -> Result<u64, StoreError> {
-    let link = store.cold().await?;
+    let link = store.warm().await?;
     let lane = store.keyspace().render(&Key::Lane(queue.clone(), lane.clone()));
     let mut call = script::SWEEP.prepare_invoke();
     call.key(&lane).key(store.keyspace().render(&Key::Head(queue.clone())));

@@ -16,10 +16,11 @@ use switchback_common::{
     },
 };
 use switchback_gates::{Gate, Obeyed, Verdict};
+use tokio::sync::futures::Notified;
 
 use crate::{
     attempt::{self, Claimed, Message, Outcome, dead_fields},
-    session::{HEAD, MAIN, Session},
+    session::{HEAD, MAIN, Reserved, Session, StreamInfo},
 };
 
 /// How long a claim waits for a task. Short enough to notice by itself that other streams should be read.
@@ -43,6 +44,11 @@ pub(crate) async fn run(session: Arc<Session>, first: bool) {
         };
         match claim_until_broken(&session, &claimer, first, &mut retry).await {
             Ok(()) => return,
+            // P8: a new session makes a group where nothing can run twice, and else holds and says so.
+            Err(error @ StoreError::NoGroup { .. }) => {
+                tracing::warn!(queue.name = %session.queue, %error, "cannot claim; beginning a new session");
+                session.closing.cancel();
+            }
             Err(error) => {
                 // P1: what this connection claimed last may never have been seen.
                 drop(claimer);
@@ -71,19 +77,11 @@ async fn claim_until_broken(
 ) -> Result<(), StoreError> {
     let client_id = claimer.client_id().await?;
     let mut plan = Plan::new(session.streams.own().len());
-    let mut idle = false;
+    // Streams asked in a row that had nothing.
+    let mut quiet = 0;
     loop {
         if session.closing.is_cancelled() {
             return Ok(());
-        }
-        let freed = session.slots.freed.notified();
-        let free = session.slots.free();
-        if free == 0 {
-            tokio::select! {
-                () = freed => {}
-                () = session.closing.cancelled() => {}
-            }
-            continue;
         }
         let changed = session.ruling_changed.notified();
         let places = readable(session);
@@ -95,30 +93,43 @@ async fn claim_until_broken(
             }
             continue;
         }
+        let idle = quiet >= places.len();
         if idle && !first {
             tokio::select! {
                 () = session.busy.notified() => {}
                 () = session.closing.cancelled() => {}
             }
-            idle = false;
+            quiet = 0;
+            continue;
+        }
+        let freed = session.slots.freed.notified();
+        let slots = session.slots.reserve(MAX_CLAIM);
+        if slots.count() == 0 {
+            tokio::select! {
+                () = freed => {}
+                () = session.closing.cancelled() => {}
+            }
             continue;
         }
         let sent = Moment::now();
         session.claim_sent(sent);
-        let claimed = if idle {
-            wait(session, claimer, client_id, &places, free, changed).await
+        let (asked, claimed) = if idle {
+            let claimed = wait(session, claimer, client_id, &places, slots.count(), changed).await;
+            (places.len(), claimed)
         } else {
-            claim_now(session, claimer, &plan.split(&places, free.min(MAX_CLAIM))).await
+            let wants = plan.split(&places, slots.count());
+            (wants.len(), claim_now(session, claimer, &wants).await)
         };
         let claimed = claimed.inspect_err(|_| session.claim_returned(sent))?;
         *retry = FIRST_RETRY;
         let count = claimed.len();
         plan.learn(&claimed);
-        idle = count == 0;
+        // A single task does not make a busy queue: wait for the next one at once.
+        quiet = if count <= usize::from(first) { quiet + asked } else { 0 };
         if count > 1 && first {
             session.busy.notify_one();
         }
-        take(session, claimed).await;
+        take(session, claimed, slots).await;
         session.claim_returned(sent);
     }
 }
@@ -144,27 +155,34 @@ async fn wait(
     client_id: u64,
     places: &[usize],
     free: usize,
-    changed: impl Future<Output = ()>,
+    changed: Notified<'_>,
 ) -> Result<Claim, StoreError> {
     #[cfg(feature = "faults")]
     let looked = match session.config.faults.gate_before_claim {
         true => Some(claimer.look().await?),
         false => None,
     };
-    let count = (free.min(MAX_CLAIM) / places.len()).max(1);
+    // With fewer slots than streams one may come too many; `dispatch` gives it back.
+    let count = (free / places.len()).max(1);
     let waiting = claimer.wait(places, count, BLOCK);
     tokio::pin!(waiting);
-    let claim = tokio::select! {
-        claim = &mut waiting => claim,
+    tokio::pin!(changed);
+    let claim = loop {
+        tokio::select! {
+            biased;
+            claim = &mut waiting => break claim,
+            () = &mut changed => {
+                // Armed before looking, so that no change slips in between.
+                changed.set(session.ruling_changed.notified());
+                if readable(session) == places {
+                    continue;
+                }
+            }
+            () = session.closing.cancelled() => {}
+        }
         // Never dropped half-way: a claim that was sent is always waited for, only its block is cut short.
-        () = changed => {
-            unblock(&session.store, client_id).await?;
-            waiting.await
-        }
-        () = session.closing.cancelled() => {
-            unblock(&session.store, client_id).await?;
-            waiting.await
-        }
+        unblock(&session.store, client_id).await?;
+        break waiting.await;
     };
     #[cfg(feature = "faults")]
     if let Some(looked) = looked {
@@ -188,15 +206,12 @@ fn readable_under(gate: &Gate, versions: &[switchback_common::Version]) -> Vec<u
     if gate.paused {
         return Vec::new();
     }
-    let lanes = versions
-        .iter()
-        .enumerate()
-        .filter(|(_, version)| gate.reaches(version))
-        .map(|(n, _)| HEAD + 1 + n);
-    let lanes: Vec<usize> = lanes.collect();
-    if lanes.is_empty() {
+    if !versions.iter().any(|version| gate.reaches(version)) {
         return Vec::new();
     }
+    // Every lane of ours: what lies in one of a withdrawn version passes the gate again, and a flip between our own
+    // versions does not change what is read.
+    let lanes = (0..versions.len()).map(|n| HEAD + 1 + n);
     // Head first: it holds what was taken from somebody.
     std::iter::once(HEAD).chain(lanes).chain([MAIN]).collect()
 }
@@ -270,7 +285,7 @@ impl Plan {
 }
 
 /// Takes what was claimed into attempts.
-pub(crate) async fn take(session: &Arc<Session>, claim: Claim) {
+pub(crate) async fn take(session: &Arc<Session>, claim: Claim, mut slots: Reserved<'_>) {
     let claimed = Moment::now();
     let count = claim.len();
     let obeyed = match claim.read {
@@ -291,16 +306,19 @@ pub(crate) async fn take(session: &Arc<Session>, claim: Claim) {
     if count == 0 {
         return;
     }
-    session.slots.take(count);
     for (place, entries) in claim.entries {
         let fresh = session.held.add(entries.iter().map(|e| (place, e.id)));
+        session.slots.claimed(fresh.iter().filter(|fresh| **fresh).count());
+        let stream = session.streams.get(place);
+        if place == MAIN
+            && let Some(newest) = entries.last()
+        {
+            session.note_tip(newest.id);
+        }
         for (entry, fresh) in entries.into_iter().zip(fresh) {
+            // Else found again while it was being settled: it is in good hands.
             if fresh {
-                dispatch(session, place, entry, claimed, obeyed.clone());
-            } else {
-                // Found again while it was being settled: it is in good hands.
-                session.slots.ended();
-                session.slots.settled(1);
+                dispatch(session, &mut slots, (place, &stream), entry, claimed, obeyed.clone());
             }
         }
     }
@@ -309,33 +327,43 @@ pub(crate) async fn take(session: &Arc<Session>, claim: Claim) {
 /// Makes a ruling that a claim discovered everybody's.
 fn note_ruling(session: &Session, obeyed: &Obeyed) {
     if session.board.obey(obeyed.ruling.rev) {
+        // The gatekeeper says that we obey, and then tells the claimers.
         session.gate_touched.notify_one();
-        session.ruling_changed.notify_waiters();
     }
 }
 
-fn dispatch(session: &Arc<Session>, place: usize, entry: Entry, claimed: Moment, obeyed: Option<Obeyed>) {
-    let info = session.streams.get(place);
-    if place == MAIN {
-        session.note_tip(entry.id);
-    }
+fn dispatch(
+    session: &Arc<Session>,
+    slots: &mut Reserved<'_>,
+    (place, info): (usize, &StreamInfo),
+    entry: Entry,
+    claimed: Moment,
+    obeyed: Option<Obeyed>,
+) {
     let Some(fields) = entry.fields else {
         // Pending, but deleted by somebody: there is nothing left to run. Acknowledge it.
         tracing::error!(queue.name = %session.queue, entry = %entry.id, "a claimed entry was deleted by somebody; nothing to run");
-        finish_unrun(session, place, entry.id, None);
+        finish_unrun(session, place, entry.id, 0, None);
         return;
     };
+    let bytes = fields.iter().map(|(name, value)| name.len() + value.len()).sum();
     let has_id = fields.iter().any(|(name, _)| name == field::ID.as_bytes());
     match Envelope::decode(info.salt, entry.id, fields, session.spec.max_payload) {
         Ok(envelope) => {
             let task = Claimed {
                 place,
                 entry: entry.id,
+                bytes,
                 envelope,
                 claimed,
                 obeyed,
             };
-            session.attempts.spawn(attempt::run(Arc::clone(session), task));
+            if slots.fill() {
+                session.attempts.spawn(attempt::run(Arc::clone(session), task));
+            } else {
+                // P6: one too many; back in line, ahead of the others.
+                let _ = session.outcomes.send(Message::Outcome(attempt::moved(&task, HEAD)));
+            }
         }
         Err(malformed) => {
             // Set aside with its bytes: Redis copies the entry as it is.
@@ -344,16 +372,22 @@ fn dispatch(session: &Arc<Session>, place: usize, entry: Entry, claimed: Moment,
             if !has_id {
                 fields.push((field::ID, TaskId::of_entry(info.salt, entry.id).to_string()));
             }
-            finish_unrun(session, place, entry.id, Some((Fate::Dead, fields)));
+            finish_unrun(session, place, entry.id, bytes, Some((Fate::Dead, fields)));
         }
     }
 }
 
-fn finish_unrun(session: &Session, place: usize, entry: StreamId, fate: Option<(Fate, Vec<(&'static str, String)>)>) {
-    session.slots.ended();
+fn finish_unrun(
+    session: &Session,
+    place: usize,
+    entry: StreamId,
+    bytes: usize,
+    fate: Option<(Fate, Vec<(&'static str, String)>)>,
+) {
     let outcome = Outcome {
         place,
         entry,
+        bytes,
         ran: None,
         fate,
     };
@@ -397,7 +431,7 @@ mod tests {
     fn a_pause_or_a_foreign_version_reads_nothing() {
         let versions = ["v1".parse().unwrap(), "v2".parse().unwrap()];
         let mut gate = Gate::new("v2".parse().unwrap());
-        assert_eq!(readable_under(&gate, &versions), [HEAD, HEAD + 2, MAIN]);
+        assert_eq!(readable_under(&gate, &versions), [HEAD, HEAD + 1, HEAD + 2, MAIN]);
         assert!(readable_under(&gate, &versions[..1]).is_empty());
         gate.paused = true;
         assert!(readable_under(&gate, &versions).is_empty());

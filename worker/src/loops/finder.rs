@@ -25,7 +25,10 @@ pub(crate) async fn run(session: Arc<Session>) {
         };
         if asked {
             // What the broken connection claimed must be older than the oldest claim that is still out.
-            tokio::time::sleep(Duration::from_millis(1_500)).await;
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(1_500)) => {}
+                () = session.closing.cancelled() => return,
+            }
         }
         if let Err(error) = look(&session).await {
             tracing::debug!(queue.name = %session.queue, %error, "cannot look for tasks that were never seen");
@@ -53,7 +56,7 @@ async fn look(session: &Arc<Session>) -> Result<(), StoreError> {
                     entries: vec![(place, vec![entry])],
                     read: None,
                 };
-                claimer::take(session, claim).await;
+                claimer::take(session, claim, session.slots.reserve(1)).await;
             }
             if !full {
                 break;

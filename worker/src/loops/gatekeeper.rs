@@ -12,16 +12,19 @@ use switchback_common::{
 use crate::session::Session;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Lanes are swept when the gate changes; this often otherwise, for what a slow worker handed over late.
+const MOMENT: Duration = Duration::from_millis(1);
+/// Lanes are swept when the gate changes, a moment later: everybody's word that it is obeyed comes first.
+const SWEEP_AFTER: Duration = Duration::from_millis(25);
+/// And this often otherwise, for what a slow worker handed over late.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// Looks until the session is over.
+/// Looks until the session is over: also while it only finishes what it runs, for whoever waits for its word.
 pub(crate) async fn run(session: Arc<Session>) {
     let mut published: Option<(u64, BTreeMap<Version, u32>)> = None;
-    let mut swept: Option<(u64, Moment)> = None;
+    let mut sweep_at = Moment::now();
     let mut grumbled = false;
-    loop {
-        match look(&session, &mut published, &mut swept).await {
+    while !session.board.is_lost() {
+        match look(&session, &mut published, &mut sweep_at).await {
             Ok(()) => grumbled = false,
             Err(error) if !grumbled => {
                 grumbled = true;
@@ -31,8 +34,7 @@ pub(crate) async fn run(session: Arc<Session>) {
         }
         tokio::select! {
             () = session.gate_touched.notified() => {}
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-            () = session.closing.cancelled() => return,
+            () = tokio::time::sleep(sweep_at.since(Moment::now()).clamp(MOMENT, LOOK_EVERY)) => {}
         }
     }
 }
@@ -40,14 +42,12 @@ pub(crate) async fn run(session: Arc<Session>) {
 async fn look(
     session: &Session,
     published: &mut Option<(u64, BTreeMap<Version, u32>)>,
-    swept: &mut Option<(u64, Moment)>,
+    sweep_at: &mut Moment,
 ) -> Result<(), StoreError> {
     let Some(obeyed) = session.reader.read_after(session, Moment::now()).await? else {
         return Ok(());
     };
-    if session.board.obey(obeyed.ruling.rev) {
-        session.ruling_changed.notify_waiters();
-    }
+    session.board.obey(obeyed.ruling.rev);
     // Read after `obey`: from here on nothing starts under an older revision, so saying so is true.
     let report = session.board.report();
     let news = published.as_ref().is_none_or(|(rev, _)| *rev < report.0);
@@ -57,12 +57,15 @@ async fn look(
             session.lose();
             return Ok(());
         }
-        *published = Some(report.clone());
+        *published = Some(report);
     }
-    let due = swept.is_none_or(|(rev, at)| rev != report.0 || at.elapsed() >= SWEEP_EVERY);
-    if due {
+    if news {
+        session.ruling_changed.notify_waiters();
+        *sweep_at = Moment::now() + SWEEP_AFTER;
+    }
+    if Moment::now() >= *sweep_at && !session.closing.is_cancelled() {
         sweep(session, &obeyed.ruling.gate).await?;
-        *swept = Some((report.0, Moment::now()));
+        *sweep_at = Moment::now() + SWEEP_EVERY;
     }
     Ok(())
 }

@@ -26,9 +26,7 @@ pub(crate) async fn run(session: Arc<Session>) {
             () = tokio::time::sleep(every) => {}
             () = session.closing.cancelled() => return,
         }
-        // P2: after a Redis restart or a stall of ours every lease looks gone; the living get time to renew.
-        let not_before = *session.reap_not_before.lock().unwrap_or_else(PoisonError::into_inner);
-        if Moment::now() < not_before || !session.board.lease_alive() {
+        if !may_reap(&session) {
             continue;
         }
         if let Err(error) = reap(&session).await {
@@ -36,6 +34,12 @@ pub(crate) async fn run(session: Arc<Session>) {
             session.postpone_reaping();
         }
     }
+}
+
+/// P2: after a Redis restart or a stall of ours every lease looks gone; the living get time to renew.
+fn may_reap(session: &Session) -> bool {
+    let not_before = *session.reap_not_before.lock().unwrap_or_else(PoisonError::into_inner);
+    Moment::now() >= not_before && session.board.lease_alive()
 }
 
 async fn reap(session: &Session) -> Result<(), StoreError> {
@@ -63,7 +67,15 @@ async fn reap(session: &Session) -> Result<(), StoreError> {
             }
         }
     }
-    suspects.retain(|id, _| *id != session.id && !alive.contains(id));
+    if !alive.contains(&session.id) {
+        // Redis has lost ours, so it may have lost them all.
+        session.postpone_reaping();
+    }
+    // Asked again: the renewer may have come to know since.
+    if !may_reap(session) {
+        return Ok(());
+    }
+    suspects.retain(|id, _| !alive.contains(id));
     for (lost, on_record) in suspects {
         let mut total = 0;
         let mut whole = true;

@@ -6,17 +6,19 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use switchback_common::{
     Store,
     clock::Moment,
     store::{connect::Link, session::Lives},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::session::Session;
 
@@ -35,7 +37,7 @@ struct Shared {
     sessions: Mutex<Vec<Weak<Session>>>,
     /// When the main runtime last ran a timer, ns.
     ticked: AtomicU64,
-    stop: AtomicBool,
+    stop: CancellationToken,
 }
 
 /// Tells the renewer that the runtime lives. Runs until dropped.
@@ -56,7 +58,7 @@ impl Renewer {
         let shared = Arc::new(Shared {
             sessions: Mutex::default(),
             ticked: AtomicU64::new(Moment::now().as_nanos()),
-            stop: AtomicBool::new(false),
+            stop: CancellationToken::new(),
         });
         // A runtime of its own: its timers and sockets run whatever the handlers do to theirs.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -64,7 +66,11 @@ impl Renewer {
             let (shared, store) = (Arc::clone(&shared), store.clone());
             std::thread::Builder::new()
                 .name("switchback-renewer".to_owned())
-                .spawn(move || runtime.block_on(renew_all(&shared, &store, every, give_up)))?
+                .spawn(move || {
+                    // Ends at once, also in the middle of a renewal that Redis does not answer.
+                    let renewing = renew_all(&shared, &store, every, give_up);
+                    runtime.block_on(shared.stop.run_until_cancelled(renewing));
+                })?
         };
         Ok(Self {
             shared,
@@ -88,20 +94,18 @@ impl Renewer {
 
 impl Drop for Renewer {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Release);
+        self.shared.stop.cancel();
         if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            // It looks at `stop` ten times a second.
             let _ = thread.join();
         }
     }
 }
 
 async fn renew_all(shared: &Shared, store: &Store, every: Duration, give_up: Duration) {
-    let mut link = None;
+    let mut link: Option<Link> = None;
     let mut due = Moment::now() + every;
     let mut warned = false;
-    while !shared.stop.load(Ordering::Acquire) {
+    loop {
         tokio::time::sleep(every.min(Duration::from_millis(100))).await;
         if Moment::now() < due {
             continue;
@@ -118,40 +122,40 @@ async fn renew_all(shared: &Shared, store: &Store, every: Duration, give_up: Dur
         if silent >= give_up {
             continue;
         }
-        let sessions: Vec<Arc<Session>> = {
+        let mut sessions: Vec<Arc<Session>> = {
             let mut list = shared.sessions.lock().unwrap_or_else(PoisonError::into_inner);
             list.retain(|s| s.strong_count() > 0);
             list.iter().filter_map(Weak::upgrade).collect()
         };
-        for session in sessions {
-            if !session.board.is_lost() {
-                renew(&session, store, &mut link).await;
+        sessions.retain(|session| !session.board.is_lost());
+        let current = match link.take() {
+            Some(current) => current,
+            None => {
+                sessions.iter().for_each(|session| session.postpone_reaping());
+                match store.link().await {
+                    Ok(new) => new,
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot renew leases");
+                        continue;
+                    }
+                }
             }
+        };
+        // P7: all at once, so that no queue waits for the round trips of the others.
+        let answered = join_all(sessions.iter().map(|session| renew(session, &current))).await;
+        if answered.into_iter().all(|answered| answered) {
+            link = Some(current);
         }
     }
 }
 
-async fn renew(session: &Session, store: &Store, link: &mut Option<Link>) {
-    let current = match link.take() {
-        Some(current) => current,
-        None => match store.link().await {
-            Ok(new) => {
-                session.postpone_reaping();
-                new
-            }
-            Err(error) => {
-                session.postpone_reaping();
-                tracing::warn!(queue.name = %session.queue, %error, "cannot renew the lease");
-                return;
-            }
-        },
-    };
+/// Renews one lease. Returns whether Redis answered.
+async fn renew(session: &Session, link: &Link) -> bool {
     let sent = Moment::now();
     let lease = session.config.lease;
-    match session.sessions.renew(&current, &session.id, lease).await {
-        Ok(Lives::Yes) => {
-            *link = Some(current);
-            if sent.elapsed() >= Duration::from_secs(2) {
+    match session.sessions.renew(link, &session.id, lease).await {
+        Ok(lives @ (Lives::Yes | Lives::Revived)) => {
+            if lives == Lives::Revived || sent.elapsed() >= Duration::from_secs(2) {
                 session.postpone_reaping();
             }
             // P4: counted from sending, less a margin.
@@ -159,14 +163,16 @@ async fn renew(session: &Session, store: &Store, link: &mut Option<Link>) {
                 .board
                 .lease_until(sent + lease.saturating_sub(session.config.lease_margin()));
             session.lease_known.notify_waiters();
+            true
         }
         Ok(Lives::Lost) => {
-            *link = Some(current);
             session.lose();
+            true
         }
         Err(error) => {
             session.postpone_reaping();
             tracing::warn!(queue.name = %session.queue, %error, "cannot renew the lease");
+            false
         }
     }
 }

@@ -7,6 +7,7 @@ use switchback_common::{
     StoreError,
     store::{
         log::{self, AttemptGroup, AttemptRow, Ended},
+        session::MOVE_BYTES,
         settle::{Batch, DoneGroup, Fate, MAX_GROUP, Settled, Settler, Single},
     },
 };
@@ -50,13 +51,32 @@ pub(crate) async fn run(session: Arc<Session>, mut messages: mpsc::UnboundedRece
             })
             .collect();
         let retries = outcomes.iter().any(|o| matches!(o.fate, Some((Fate::Retry { .. }, _))));
-        settle(&session, &mut settler, &outcomes).await;
-        session.held.remove(outcomes.iter().map(|o| (o.place, o.entry)));
-        session.slots.settled(outcomes.len());
+        let mut rest = outcomes.as_slice();
+        // Also with no outcome at all: the batch of a lone `Trim` carries the floors.
+        loop {
+            let (part, later) = rest.split_at(fitting(rest));
+            settle(&session, &mut settler, part).await;
+            session.held.remove(part.iter().map(|o| (o.place, o.entry)));
+            session.slots.settled(part.len());
+            rest = later;
+            if rest.is_empty() {
+                break;
+            }
+        }
         if retries {
             session.retry_scheduled.notify_one();
         }
     }
+}
+
+/// P10: how many of `outcomes` one script may take. What is done stays where it is and weighs nothing.
+fn fitting(outcomes: &[Outcome]) -> usize {
+    let mut bytes = 0;
+    let light = outcomes.iter().take_while(|outcome| {
+        bytes += outcome.fate.as_ref().map_or(0, |_| outcome.bytes);
+        bytes <= MOVE_BYTES
+    });
+    light.count().max(1).min(outcomes.len())
 }
 
 async fn settle(session: &Session, settler: &mut Option<(usize, Settler)>, outcomes: &[Outcome]) {
@@ -120,6 +140,7 @@ fn build(session: &Session, outcomes: &[Outcome]) -> Batch {
     let mut counters: BTreeMap<String, u64> = BTreeMap::new();
     // Attempts of one claim sit together; a handful of groups at most, so a list is searched from its end.
     let mut groups: Vec<AttemptGroup> = Vec::new();
+    let labels = session.streams.labels();
     for outcome in outcomes {
         match &outcome.fate {
             None => {
@@ -147,7 +168,7 @@ fn build(session: &Session, outcomes: &[Outcome]) -> Batch {
             ran.ended,
             u64::try_from(ran.took.as_millis()).unwrap_or(u64::MAX),
         );
-        let label = &session.streams.get(outcome.place).label;
+        let label = &labels[outcome.place];
         match groups
             .iter_mut()
             .rev()
@@ -164,22 +185,38 @@ fn build(session: &Session, outcomes: &[Outcome]) -> Batch {
         }
     }
     for group in &groups {
-        for row in &group.tasks {
-            let mut count = |what: &str| *counters.entry(format!("{}:{what}", group.version)).or_default() += 1;
-            count(row.3.as_str());
-            if row.3 != Ended::Released {
-                match BUCKETS_MS.iter().find(|&&bound| row.4 <= bound) {
-                    Some(bound) => count(&format!("le_{bound}")),
-                    None => count("le_inf"),
-                }
-            }
-        }
+        count(&mut counters, group);
     }
     batch.counters = counters.into_iter().collect();
     if !groups.is_empty() {
         batch.attempts = serde_json::to_string(&groups).unwrap_or_default();
     }
     batch
+}
+
+/// Adds a group's attempts to the counters of its version: counted first, named once.
+fn count(counters: &mut BTreeMap<String, u64>, group: &AttemptGroup) {
+    const ENDED: [Ended; 4] = [Ended::Done, Ended::Retried, Ended::Dead, Ended::Released];
+    let mut ended = [0_u64; ENDED.len()];
+    let mut took = [0_u64; BUCKETS_MS.len() + 1];
+    for row in &group.tasks {
+        ended[ENDED.iter().position(|e| *e == row.3).unwrap_or(0)] += 1;
+        if row.3 != Ended::Released {
+            took[BUCKETS_MS.partition_point(|&bound| bound < row.4)] += 1;
+        }
+    }
+    let mut add = |what: &str, n: u64| {
+        if n > 0 {
+            *counters.entry(format!("{}:{what}", group.version)).or_default() += n;
+        }
+    };
+    for (what, n) in ENDED.iter().zip(ended) {
+        add(what.as_str(), n);
+    }
+    for (bound, n) in BUCKETS_MS.iter().zip(took) {
+        add(&format!("le_{bound}"), n);
+    }
+    add("le_inf", took[BUCKETS_MS.len()]);
 }
 
 async fn refuse(session: &Session, outcomes: &[Outcome]) {

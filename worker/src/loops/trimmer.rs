@@ -14,7 +14,10 @@ use switchback_common::{
 use crate::{attempt::Message, session::Session};
 
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
-const LOG_EVERY: Duration = Duration::from_secs(30);
+/// And when nothing moves.
+const STILL_EVERY: Duration = Duration::from_secs(2);
+/// How often memory is measured and the log trimmed.
+const MEASURE_EVERY: Duration = Duration::from_secs(30);
 /// Samples remembered per stream; beyond that every second one goes.
 const MAX_SAMPLES: usize = 2_048;
 
@@ -26,20 +29,37 @@ struct Sample {
     read: u64,
 }
 
+/// What is remembered of one stream.
+#[derive(Debug, Default)]
+struct Watched {
+    ring: VecDeque<Sample>,
+    /// Memory of one entry, as last measured.
+    bytes_each: u64,
+    floor: Option<StreamId>,
+}
+
 /// Trims until the session closes.
 pub(crate) async fn run(session: Arc<Session>) {
-    let mut rings: Vec<VecDeque<Sample>> = vec![VecDeque::new(); session.streams.own().len()];
-    let mut log_trimmed = Moment::long_ago();
+    let mut streams: Vec<Watched> = session.streams.own().iter().map(|_| Watched::default()).collect();
+    let mut measured: Option<Moment> = None;
+    let mut sampled: Option<(Moment, StreamId)> = None;
     loop {
         tokio::select! {
             () = tokio::time::sleep(SAMPLE_EVERY) => {}
             () = session.closing.cancelled() => return,
         }
-        if let Err(error) = sample(&session, &mut rings).await {
+        // Nothing moves here: ask Redis less often.
+        let tip = session.tip();
+        if sampled.is_some_and(|(at, before)| before == tip && at.elapsed() < STILL_EVERY) {
+            continue;
+        }
+        sampled = Some((Moment::now(), tip));
+        let measure = measured.is_none_or(|at| at.elapsed() >= MEASURE_EVERY);
+        if let Err(error) = sample(&session, &mut streams, measure).await {
             tracing::debug!(queue.name = %session.queue, %error, "cannot see how far streams may be trimmed");
         }
-        if log_trimmed.elapsed() >= LOG_EVERY {
-            log_trimmed = Moment::now();
+        if measure {
+            measured = Some(Moment::now());
             let config = &session.config;
             if let Err(error) = log::trim(&session.store, &session.queue, config.log_retain, config.log_bytes).await {
                 tracing::debug!(queue.name = %session.queue, %error, "cannot trim the log");
@@ -48,13 +68,24 @@ pub(crate) async fn run(session: Arc<Session>) {
     }
 }
 
-async fn sample(session: &Session, rings: &mut [VecDeque<Sample>]) -> Result<(), StoreError> {
-    let mut floors = Vec::new();
-    for ((place, stream), ring) in session.streams.own().iter().enumerate().zip(rings) {
+/// Looks at every stream, and names the floors.
+async fn sample(session: &Session, streams: &mut [Watched], measure: bool) -> Result<(), StoreError> {
+    let config = &session.config;
+    let (mut news, mut floors) = (false, Vec::new());
+    for ((place, stream), watched) in session.streams.own().iter().enumerate().zip(streams) {
         let group = inspect::group(&session.store, &stream.key).await?;
         let Some(read) = group.entries_read.filter(|_| group.exists) else {
             continue;
         };
+        let Watched {
+            ring,
+            bytes_each,
+            floor,
+        } = watched;
+        // A person set the group back: what was read before is to be read again.
+        if ring.back().is_some_and(|last| group.last_delivered < last.tip) {
+            ring.clear();
+        }
         if ring.back().is_none_or(|last| last.tip != group.last_delivered) {
             ring.push_back(Sample {
                 at: Moment::now(),
@@ -65,19 +96,19 @@ async fn sample(session: &Session, rings: &mut [VecDeque<Sample>]) -> Result<(),
         if ring.len() > MAX_SAMPLES {
             thin(ring);
         }
-        // Whatever the bound on entries and bytes, at least the newest sample stays.
-        let bytes_each = 256;
-        let keep = session
-            .config
-            .retain_entries
-            .min(session.config.retain_bytes / bytes_each);
-        let floor = floor(ring, read, keep, session.config.retain);
-        if let Some(floor) = floor {
-            let pending = inspect::first_pending(&session.store, &stream.key).await?;
-            floors.push((place, pending.map_or(floor, |first| first.min(floor))));
+        if measure && group.length > 0 {
+            *bytes_each = inspect::memory(&session.store, &stream.key).await? / group.length;
         }
+        let keep = config.retain_entries.min(config.retain_bytes / (*bytes_each).max(1));
+        let Some(out) = newest_out(ring, read, keep, config.retain) else {
+            continue;
+        };
+        let pending = inspect::first_pending(&session.store, &stream.key).await?;
+        let new = pending.map_or(out, |first| first.min(out));
+        news |= *floor != Some(new);
+        *floor = Some(new);
+        floors.push((place, new));
     }
-    let news = !floors.is_empty();
     session.floors.set(floors);
     if news && session.slots.unsettled() == 0 {
         let _ = session.outcomes.send(Message::Trim);
@@ -86,7 +117,7 @@ async fn sample(session: &Session, rings: &mut [VecDeque<Sample>]) -> Result<(),
 }
 
 /// The newest sample that is out of both bounds; older samples are forgotten.
-fn floor(ring: &mut VecDeque<Sample>, read: u64, keep: u64, retain: Duration) -> Option<StreamId> {
+fn newest_out(ring: &mut VecDeque<Sample>, read: u64, keep: u64, retain: Duration) -> Option<StreamId> {
     let past = ring
         .iter()
         .take_while(|s| s.read + keep <= read || s.at.elapsed() >= retain)
@@ -119,9 +150,9 @@ mod tests {
             })
             .collect();
         let long = Duration::from_secs(60);
-        assert_eq!(floor(&mut ring, 1_000, 1_000, long), None);
-        assert_eq!(floor(&mut ring, 1_000, 450, long), Some(id(5)));
-        assert_eq!(floor(&mut ring, 1_000, 450, long), Some(id(5)), "and stays");
-        assert_eq!(floor(&mut ring, 1_000, 450, Duration::ZERO), Some(id(10)));
+        assert_eq!(newest_out(&mut ring, 1_000, 1_000, long), None);
+        assert_eq!(newest_out(&mut ring, 1_000, 450, long), Some(id(5)));
+        assert_eq!(newest_out(&mut ring, 1_000, 450, long), Some(id(5)), "and stays");
+        assert_eq!(newest_out(&mut ring, 1_000, 450, Duration::ZERO), Some(id(10)));
     }
 }

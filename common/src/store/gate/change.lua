@@ -3,6 +3,21 @@
 -- ARGV  1 source  2 by  3 why  4 operation id  5 if_rev or ''  6 'dry' or ''  7.. field, value, field, value…
 -- Reply {'changed'|'same'|'would', state…} | {'refused', field, reason} | {'moved', state…} | {'unsealed'}
 -- Keeps P9: seals what is pending first, so a human's edit wins; an operation id counts once, so a resend is harmless.
+-- What the operation `op` left in the history, if it was within RESENT seconds. In pages: mostly the first is enough.
+local RESENT = 300
+local function made_by(op)
+  local oldest, from = string.format('%.0f', math.floor(now_us() / 1000) - RESENT * 1000), '+'
+  repeat
+    local page = redis.call('XREVRANGE', history, from, oldest, 'COUNT', 10)
+    for _, entry in ipairs(page) do
+      local f = {}
+      for i = 1, #entry[2], 2 do f[entry[2][i]] = entry[2][i + 1] end
+      if f.op == op then return f.kind end
+      from = '(' .. entry[1]
+    end
+  until #page == 0
+end
+
 local meta = { source = ARGV[1], by = string.sub(ARGV[2], 1, 64), why = string.sub(ARGV[3], 1, 500), op = ARGV[4] }
 local cur = seal_pending('redis-cli')
 local wanted = {}
@@ -19,13 +34,8 @@ if not cur then
   cur = { rev = rev, digest = '', active = wanted.active or wanted.only, candidate = '', percent = '0', pins = '', paused = '0' }
 end
 -- Repeated? Not if the state it made is lost: then it is wanted again.
-for _, entry in ipairs(meta.op ~= '' and not meta.first and redis.call('XREVRANGE', history, '+', '-', 'COUNT', 200) or {}) do
-  local kind, op
-  for i = 1, #entry[2], 2 do
-    if entry[2][i] == 'kind' then kind = entry[2][i + 1] elseif entry[2][i] == 'op' then op = entry[2][i + 1] end
-  end
-  if op == meta.op then return reply(kind == 'change' and 'changed' or 'same', cur) end
-end
+local kind = meta.op ~= '' and not meta.first and made_by(meta.op)
+if kind then return reply(kind == 'change' and 'changed' or 'same', cur) end
 if ARGV[5] ~= '' and tonumber(ARGV[5]) ~= cur.rev then return reply('moved', cur) end
 local want = for_people(cur)
 for name, value in pairs(wanted) do want[name] = value end

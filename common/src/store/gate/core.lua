@@ -2,7 +2,7 @@
 -- gate/core.lua — what every gate script shares: judging people's edits and writing revisions.
 -- KEYS  1 gate  2 gatestate  3 history  4 versions
 -- ARGV  by the script that follows
--- Reply by the script that follows; a state is {rev, digest, time_us, active, candidate, percent, pins, paused}
+-- Reply by the script that follows; a state is {rev, digest, time_us, active, candidate, percent, pins, paused, prev}
 -- Keeps P8 (missing or invalid: the sealed state stays), P9 (one history entry per effective change).
 local gate, state, history, versions = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local FIELDS = { 'active', 'candidate', 'percent', 'pins', 'paused' }
@@ -49,10 +49,10 @@ local function fingerprint(fields)
 end
 
 local function sealed()
-  local v = redis.call('HMGET', state, 'rev', 'digest', unpack(FIELDS))
+  local v = redis.call('HMGET', state, 'rev', 'digest', 'prev', unpack(FIELDS))
   if not v[1] then return nil end
-  local g = { rev = tonumber(v[1]), digest = v[2] }
-  for i, name in ipairs(FIELDS) do g[name] = v[i + 2] or '' end
+  local g = { rev = tonumber(v[1]), digest = v[2], prev = v[3] or '' }
+  for i, name in ipairs(FIELDS) do g[name] = v[i + 3] or '' end
   return g
 end
 
@@ -173,14 +173,15 @@ end
 -- Seals `new` if it differs from `cur`, writes the human hash back, remembers what it looks like then.
 local function write(cur, new, raw, meta)
   local at, wanted = now_us(), digest(new)
-  new.rev, new.digest = cur.rev, wanted
+  new.rev, new.digest, new.prev = cur.rev, wanted, cur.prev
   if wanted ~= cur.digest then
     new.rev = math.max(cur.rev, meta.above or 0) + 1
     -- P9: the history first. If it cannot be written nothing is sealed, for a script's writes are not rolled back.
     redis.call('XADD', history, 'MAXLEN', '~', HISTORY_KEPT, '*', 'kind', 'change', 'rev', new.rev, 'at', at,
       'source', meta.source, 'by', meta.by or '', 'why', meta.why or '', 'op', meta.op or '', 'digest', wanted,
       'before', json(meta.first and {} or for_people(cur)), 'after', json(for_people(new)), 'dropped', json(meta.dropped or {}))
-    redis.call('HSET', state, 'rev', new.rev, 'digest', wanted, 'sealed_at', at,
+    new.prev = cur.rev .. ':' .. cur.digest
+    redis.call('HSET', state, 'rev', new.rev, 'digest', wanted, 'prev', new.prev, 'sealed_at', at,
       'active', new.active, 'candidate', new.candidate, 'percent', new.percent, 'pins', new.pins, 'paused', new.paused)
   end
   local people = for_people(new)
@@ -228,5 +229,5 @@ local function seal_pending(source)
 end
 
 local function reply(word, g)
-  return { word, g.rev, g.digest, now_us(), g.active, g.candidate, g.percent, g.pins, g.paused }
+  return { word, g.rev, g.digest, now_us(), g.active, g.candidate, g.percent, g.pins, g.paused, g.prev or '' }
 end
