@@ -147,43 +147,52 @@ enum Route {
     Elsewhere(usize),
 }
 
+/// Decides under one gate read, and begins the attempt if it may begin.
+fn route_under(session: &Session, task: &Claimed, read: &Obeyed) -> Result<Route, Refusal> {
+    let gate = &read.ruling.gate;
+    match decide(gate, &session.spec.task_type, || task.envelope.routing_key()) {
+        // P6: a pause gives the task back as it was.
+        Decision::Hold => Ok(Route::Elsewhere(HEAD)),
+        Decision::Run(version) if !session.spec.handlers.contains_key(version) => {
+            Ok(Route::Elsewhere(session.streams.lane(version)))
+        }
+        // P3, P4: made here, in the spawned task, right before the handler is first polled.
+        Decision::Run(version) => {
+            let started = session.board.begin(read.ruling.rev, read.sent, version)?;
+            Ok(Route::Start {
+                version: version.clone(),
+                obeyed: read.clone(),
+                started,
+            })
+        }
+    }
+}
+
 /// Decides until there is an answer that may be acted on. `None`: the session is lost.
 async fn route(session: &Session, task: &Claimed) -> Option<Route> {
-    let mut obeyed = task.obeyed.clone();
+    let refused = match task.obeyed.as_ref().map(|read| route_under(session, task, read)) {
+        Some(Ok(route)) => return Some(route),
+        Some(Err(refusal)) => Some(refusal),
+        None => None,
+    };
+    // Boxed: rare, and every attempt would carry its size.
+    Box::pin(route_again(session, task, refused)).await
+}
+
+/// Reads the gate again until the task can be routed.
+async fn route_again(session: &Session, task: &Claimed, mut refused: Option<Refusal>) -> Option<Route> {
     let mut after = task.claimed;
     let mut wait = FIRST_RETRY;
     loop {
-        if let Some(read) = obeyed.take() {
-            let decision = decide(&read.ruling.gate, &session.spec.task_type, || {
-                task.envelope.routing_key()
-            });
-            let refusal = match decision {
-                // P6: a pause gives the task back as it was.
-                Decision::Hold => return Some(Route::Elsewhere(HEAD)),
-                Decision::Run(version) if !session.spec.handlers.contains_key(version) => {
-                    return Some(Route::Elsewhere(session.streams.lane(version)));
-                }
-                // P3, P4: made here, in the spawned task, right before the handler is first polled.
-                Decision::Run(version) => match session.board.begin(read.ruling.rev, read.sent, version) {
-                    Ok(started) => {
-                        return Some(Route::Start {
-                            version: version.clone(),
-                            obeyed: read,
-                            started,
-                        });
-                    }
-                    Err(refusal) => refusal,
-                },
-            };
-            match refusal {
-                Refusal::Lost => return None,
-                Refusal::Stale => after = Moment::now(),
-                Refusal::LeaseUncertain => {
-                    after = Moment::now();
-                    let _ = tokio::time::timeout(wait, session.lease_known.notified()).await;
-                    wait = (wait * 2).min(LONGEST_RETRY);
-                }
+        match refused {
+            Some(Refusal::Lost) => return None,
+            Some(Refusal::Stale) => after = Moment::now(),
+            Some(Refusal::LeaseUncertain) => {
+                after = Moment::now();
+                let _ = tokio::time::timeout(wait, session.lease_known.notified()).await;
+                wait = (wait * 2).min(LONGEST_RETRY);
             }
+            None => {}
         }
         if session.board.is_lost() {
             return None;
@@ -192,19 +201,22 @@ async fn route(session: &Session, task: &Claimed) -> Option<Route> {
             return Some(Route::Elsewhere(HEAD));
         }
         let read = tokio::select! {
-            // Boxed: rare, and its size would be carried by every attempt.
-            read = Box::pin(session.reader.read_after(session, after)) => read,
+            read = session.reader.read_after(session, after) => read,
             // P10: hundreds may wait here, one behind the other, for a Redis that does not answer.
             () = session.abandon.cancelled() => return Some(Route::Elsewhere(HEAD)),
         };
-        match read {
-            Ok(Some(read)) => obeyed = Some(read),
+        refused = match read {
+            Ok(Some(read)) => match route_under(session, task, &read) {
+                Ok(route) => return Some(route),
+                Err(refusal) => Some(refusal),
+            },
             // P8: no gate, or no Redis: start nothing, try again.
             Ok(None) | Err(_) => {
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(LONGEST_RETRY);
+                None
             }
-        }
+        };
     }
 }
 

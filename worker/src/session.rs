@@ -123,6 +123,7 @@ pub(crate) struct Slots {
     limit: usize,
     running: AtomicUsize,
     unsettled: AtomicUsize,
+    /// There are free slots where there were none, or enough for a good claim, or everything is settled.
     pub(crate) freed: Notify,
 }
 
@@ -136,11 +137,28 @@ impl Slots {
         }
     }
 
-    /// Takes free slots, at most `most`, before a claim is sent: two claimers must not both count on the same slot.
-    /// P10: outcomes that Redis has not taken yet count, generously.
+    /// A good claim: half of all slots, so that one half runs while the other is being claimed.
+    pub(crate) fn share(&self) -> usize {
+        self.limit.div_ceil(2)
+    }
+
+    /// P10: outcomes that Redis has not taken yet are bounded, generously.
+    fn unsettled_limit(&self) -> usize {
+        (self.limit * 4).max(2_000)
+    }
+
+    /// How many slots are free now.
+    pub(crate) fn free(&self) -> usize {
+        let by_running = self.limit.saturating_sub(self.running.load(Ordering::Acquire));
+        by_running.min(self.unsettled_limit().saturating_sub(self.unsettled()))
+    }
+
+    /// Takes free slots, at most `most` and a [share](Self::share), before a claim is sent: two claimers must not both
+    /// count on the same slot.
     pub(crate) fn reserve(&self, most: usize) -> Reserved<'_> {
-        let unsettled_limit = (self.limit * 4).max(2_000);
-        let most = most.min(unsettled_limit.saturating_sub(self.unsettled()));
+        let most = most
+            .min(self.share())
+            .min(self.unsettled_limit().saturating_sub(self.unsettled()));
         let mut count = 0;
         let _ = self
             .running
@@ -162,14 +180,20 @@ impl Slots {
     }
 
     fn give_back(&self, count: usize) {
-        self.running.fetch_sub(count, Ordering::AcqRel);
-        self.freed.notify_waiters();
+        let before = self
+            .limit
+            .saturating_sub(self.running.fetch_sub(count, Ordering::AcqRel));
+        if before == 0 || (before < self.share() && before + count >= self.share()) {
+            self.freed.notify_waiters();
+        }
     }
 
     /// Redis has taken the outcomes, or they are given up.
     pub(crate) fn settled(&self, count: usize) {
-        self.unsettled.fetch_sub(count, Ordering::AcqRel);
-        self.freed.notify_waiters();
+        let before = self.unsettled.fetch_sub(count, Ordering::AcqRel);
+        if before == count || before >= self.unsettled_limit() {
+            self.freed.notify_waiters();
+        }
     }
 
     pub(crate) fn unsettled(&self) -> usize {

@@ -27,6 +27,8 @@ use crate::{
 const BLOCK: Duration = Duration::from_secs(1);
 /// Most entries of one claim: XREADGROUP is one command, and Redis serves nobody else meanwhile.
 const MAX_CLAIM: usize = 500;
+/// How long a busy worker waits for more slots to be free before it claims for few.
+const PATIENCE: Duration = Duration::from_millis(1);
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 const LONGEST_RETRY: Duration = Duration::from_millis(1_500);
 
@@ -102,13 +104,8 @@ async fn claim_until_broken(
             quiet = 0;
             continue;
         }
-        let freed = session.slots.freed.notified();
-        let slots = session.slots.reserve(MAX_CLAIM);
+        let slots = reserve(session, idle).await;
         if slots.count() == 0 {
-            tokio::select! {
-                () = freed => {}
-                () = session.closing.cancelled() => {}
-            }
             continue;
         }
         let sent = Moment::now();
@@ -132,6 +129,27 @@ async fn claim_until_broken(
         take(session, claimed, slots).await;
         session.claim_returned(sent);
     }
+}
+
+/// Reserves slots for a claim: none if the session closes or another claimer was faster.
+async fn reserve(session: &Session, idle: bool) -> Reserved<'_> {
+    let slots = &session.slots;
+    let freed = slots.freed.notified();
+    let free = slots.free();
+    if free == 0 {
+        tokio::select! {
+            () = freed => {}
+            () = session.closing.cancelled() => {}
+        }
+    } else if !idle && free < slots.share().min(MAX_CLAIM) {
+        // Nearly all run: a little patience makes for fewer and larger claims.
+        tokio::select! {
+            () = freed => {}
+            () = tokio::time::sleep(PATIENCE) => {}
+            () = session.closing.cancelled() => {}
+        }
+    }
+    slots.reserve(MAX_CLAIM)
 }
 
 /// One claim without waiting, with the gate as it was after it.

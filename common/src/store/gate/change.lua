@@ -4,7 +4,7 @@
 -- Reply {'changed'|'same'|'would', state…} | {'refused', field, reason} | {'moved', state…} | {'unsealed'}
 -- Keeps P9: seals what is pending first, so a human's edit wins; an operation id counts once, so a resend is harmless.
 -- What the operation `op` left in the history, if it was within RESENT seconds. In pages: mostly the first is enough.
-local RESENT = 300
+local RESENT = 60
 local function made_by(op)
   local oldest, from = string.format('%.0f', math.floor(now_us() / 1000) - RESENT * 1000), '+'
   repeat
