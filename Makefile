@@ -74,7 +74,7 @@ clean: need-cargo ## Remove build output and the private server in .dev
 
 need-cargo:
 	@command -v $(CARGO) >/dev/null 2>&1 || { \
-	  echo "make: cargo is missing. Install Rust from https://rustup.rs (1.90 or newer), open a new shell, run again." >&2; \
+	  echo "make: cargo is missing. Install Rust from https://rustup.rs (1.91 or newer), open a new shell, run again." >&2; \
 	  exit 1; }
 
 # Rust links through the system's C compiler; without one the first build script fails with a riddle.

@@ -20,7 +20,7 @@ pub struct Keyspace {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Key {
     /// STREAM · per queue · waiting, in-flight and, for a while, done tasks; group `workers` from `0`.
-    /// Written by producers (and by hand), [`promote`](super::delayed), trimmed by the trimmer.
+    /// Written by producers (and by hand), [`promote`](super::settle::promote), trimmed by the trimmer.
     Stream(Queue),
     /// STREAM · per queue · recovered, released and swept tasks; read before the main stream.
     Head(Queue),
