@@ -13,6 +13,8 @@ use switchback_common::{
 
 use crate::gate::Gate;
 
+const COMPLAIN_EVERY: Duration = Duration::from_secs(5);
+
 /// A revision in force, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ruling {
@@ -52,6 +54,8 @@ pub struct GateView {
     store: GateStore,
     queue: Queue,
     newest: Mutex<Option<Arc<Ruling>>>,
+    /// When it was last said that the gate state is missing.
+    complained: Mutex<Option<Moment>>,
 }
 
 impl GateView {
@@ -62,6 +66,7 @@ impl GateView {
             store: GateStore::new(store, queue),
             queue: queue.clone(),
             newest: Mutex::new(None),
+            complained: Mutex::new(None),
         }
     }
 
@@ -187,6 +192,12 @@ impl GateView {
     }
 
     fn missing(&self) -> Verdict {
+        let mut complained = self.complained.lock().unwrap_or_else(PoisonError::into_inner);
+        // Loudly, but not once per waiting task.
+        if complained.is_some_and(|at| at.elapsed() < COMPLAIN_EVERY) {
+            return Verdict::Missing;
+        }
+        *complained = Some(Moment::now());
         tracing::error!(
             queue.name = %self.queue,
             "the gate state is missing: nothing starts. If this is a new Redis, restart the workers; else `switchback gate set … active=<version>`"

@@ -11,7 +11,7 @@ use std::{
 
 use redis::Value;
 use switchback_common::{ConnectOptions, Task, store::log};
-use switchback_tests::{Link, Mode, eventually, patience};
+use switchback_tests::{Link, Mode, Process, eventually, patience};
 use switchback_worker::{CancellationToken, Context, TaskError, Worker, WorkerConfig};
 use tokio::sync::Semaphore;
 
@@ -504,4 +504,37 @@ async fn flushed_scripts_are_no_trouble() {
     }
     fixture.drained().await;
     assert_eq!(seen.all().len(), 1_000);
+}
+
+// P8: a network slower than `start_ttl` starts nothing, and says why.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_slower_than_start_ttl_says_so() {
+    let fixture = Fixture::new().await;
+    let link = Link::to(fixture.server.port()).await;
+    let directory = tempfile::TempDir::new().unwrap();
+    let (url, witness) = (link.url(), directory.path().join("starts").display().to_string());
+    let args = [
+        "--redis",
+        &url,
+        "--versions",
+        "v1",
+        "--witness",
+        &witness,
+        "--start-ttl-ms",
+        "20",
+    ];
+    let pool = Process::start("switchback-test-pool", args, [("RUST_LOG", "info")]);
+    pool.wait_line("session begun").await;
+    link.set(Mode::Delay(Duration::from_millis(40))).await;
+    fixture
+        .raw(&["XADD", "sb:stream:{test:probe}", "*", "payload", "{\"n\":1}"])
+        .await;
+    pool.wait_line("gate reads take longer than start_ttl").await;
+    link.set(Mode::Pass).await;
+    eventually(
+        "it runs once the network is fast again",
+        patience(Duration::from_secs(10)),
+        async || std::fs::read_to_string(&witness).is_ok_and(|text| text.contains("end 1")),
+    )
+    .await;
 }

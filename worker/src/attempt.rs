@@ -207,6 +207,10 @@ async fn route_again(session: &Session, task: &Claimed, mut refused: Option<Refu
         };
         refused = match read {
             Ok(Some(read)) => match route_under(session, task, &read) {
+                Err(Refusal::Stale) => {
+                    session.note_slow_read(read.sent.elapsed());
+                    Some(Refusal::Stale)
+                }
                 Ok(route) => return Some(route),
                 Err(refusal) => Some(refusal),
             },

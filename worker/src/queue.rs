@@ -62,8 +62,13 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
         loops.spawn(finder::run(Arc::clone(&session)));
         loops.spawn(trimmer::run(Arc::clone(&session)));
         tokio::select! {
+            biased;
             () = shared.stop.cancelled() => {}
             () = session.closing.cancelled() => {}
+            // P7: a duty that ends by itself is a bug of ours; a new session has all of them again.
+            Some(ended) = loops.join_next() => tracing::error!(
+                queue.name = %queue, session = %session.id, ?ended, "a duty of this session broke; beginning a new session"
+            ),
         }
         // A lost session winds down beside its successor; a stopping worker waits for it below.
         endings.spawn(end(shared.clone(), session, loops, keeper, settler));
@@ -149,6 +154,7 @@ async fn try_begin(
         closing: CancellationToken::new(),
         cancel_handlers: CancellationToken::new(),
         abandon: CancellationToken::new(),
+        complained: Mutex::default(),
         reap_not_before: Mutex::new(Moment::now() + config.reap_grace()),
         id,
     });

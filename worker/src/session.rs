@@ -26,6 +26,7 @@ use crate::{
     starts::StartBoard,
 };
 
+const COMPLAIN_EVERY: Duration = Duration::from_secs(5);
 /// Place of the main stream in the session's list of streams.
 pub(crate) const MAIN: usize = 0;
 /// Place of the head stream. Lanes of the worker's own versions follow, in their order, then any lane handed to.
@@ -330,6 +331,8 @@ pub(crate) struct Session {
     pub(crate) cancel_handlers: CancellationToken,
     /// Whoever still runs is dropped and given back.
     pub(crate) abandon: CancellationToken,
+    /// When it was last said that gate reads take too long.
+    pub(crate) complained: Mutex<Option<Moment>>,
     /// Nothing may be reaped before.
     pub(crate) reap_not_before: Mutex<Moment>,
 }
@@ -359,6 +362,22 @@ impl Session {
             None => Moment::long_ago(),
         });
         self.clock.set(sent, time_us);
+    }
+
+    /// Says, now and then, that a fresh gate read was too old to start anything under: without it a slow network looks
+    /// like an idle worker (P8).
+    pub(crate) fn note_slow_read(&self, took: Duration) {
+        if took < self.config.start_ttl {
+            return;
+        }
+        let mut complained = self.complained.lock().unwrap_or_else(PoisonError::into_inner);
+        if complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
+            *complained = Some(Moment::now());
+            tracing::error!(
+                queue.name = %self.queue, read.ms = took.as_millis(), start_ttl.ms = self.config.start_ttl.as_millis(),
+                "gate reads take longer than start_ttl: tasks cannot start. Bring Redis nearer, or raise start_ttl"
+            );
+        }
     }
 
     /// Keeps the reaper's hands off for a while: our own view of leases may be what is wrong.
