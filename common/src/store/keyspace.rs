@@ -34,7 +34,7 @@ pub enum Key {
     Dead(Queue),
     /// HASH · per queue · **for people**: `active candidate percent pins paused`, one-shot `only inflight by why`.
     Gate(Queue),
-    /// HASH · per queue · scripts only: `rev digest sealed_at seen` and the sealed values.
+    /// HASH · per queue · scripts only: `rev digest prev sealed_at seen ops` and the sealed values.
     GateState(Queue),
     /// STREAM · per queue · every gate revision; about 10 000 entries.
     History(Queue),

@@ -3,22 +3,17 @@
 -- ARGV  1 source  2 by  3 why  4 operation id  5 if_rev or ''  6 'dry' or ''  7.. field, value, field, value…
 -- Reply {'changed'|'same'|'would', state…} | {'refused', field, reason} | {'moved', state…} | {'unsealed'}
 -- Keeps P9: seals what is pending first, so a human's edit wins; an operation id counts once, so a resend is harmless.
--- What the operation `op` left in the history, if it was within RESENT seconds. In pages: mostly the first is enough.
-local RESENT = 60
-local function made_by(op)
-  local oldest, from = string.format('%.0f', math.floor(now_us() / 1000) - RESENT * 1000), '+'
-  repeat
-    local page = redis.call('XREVRANGE', history, from, oldest, 'COUNT', 10)
-    for _, entry in ipairs(page) do
-      local f = {}
-      for i = 1, #entry[2], 2 do f[entry[2][i]] = entry[2][i + 1] end
-      if f.op == op then return f.kind end
-      from = '(' .. entry[1]
-    end
-  until #page == 0
+-- The last operations and how they ended, newest at the end: enough for any resend, and bounded.
+local MAX_OPS_BYTES = 4096
+local ops = redis.call('HGET', state, 'ops') or ''
+local function remember(op, word)
+  if op == '' then return end
+  ops = ops .. ' ' .. op .. '=' .. word .. ';'
+  if #ops > MAX_OPS_BYTES then ops = string.match(ops, ' .*$', #ops - MAX_OPS_BYTES) end
+  redis.call('HSET', state, 'ops', ops)
 end
 
-local meta = { source = ARGV[1], by = string.sub(ARGV[2], 1, 64), why = string.sub(ARGV[3], 1, 500), op = ARGV[4] }
+local meta = { source = ARGV[1], by = string.sub(ARGV[2], 1, 64), why = string.sub(ARGV[3], 1, 500), op = string.gsub(string.sub(ARGV[4], 1, 64), '[%s=;]', '_') }
 local cur = seal_pending('redis-cli')
 local wanted = {}
 for i = 7, #ARGV, 2 do wanted[ARGV[i]] = ARGV[i + 1] end
@@ -34,8 +29,8 @@ if not cur then
   cur = { rev = rev, digest = '', active = wanted.active or wanted.only, candidate = '', percent = '0', pins = '', paused = '0' }
 end
 -- Repeated? Not if the state it made is lost: then it is wanted again.
-local kind = meta.op ~= '' and not meta.first and made_by(meta.op)
-if kind then return reply(kind == 'change' and 'changed' or 'same', cur) end
+local _, found = string.find(ops, ' ' .. meta.op .. '=', 1, true)
+if found and meta.op ~= '' and not meta.first then return reply(string.match(ops, '^[^;]+', found + 1), cur) end
 if ARGV[5] ~= '' and tonumber(ARGV[5]) ~= cur.rev then return reply('moved', cur) end
 local want = for_people(cur)
 for name, value in pairs(wanted) do want[name] = value end
@@ -56,7 +51,6 @@ if ARGV[6] == 'dry' then
   return reply('would', new)
 end
 new = write(cur, new, gate_hash(), meta)
-if new.rev > cur.rev then return reply('changed', new) end
--- Written down all the same: a resend of it must not undo what somebody else changes in between.
-note('note', new, meta)
-return reply('same', new)
+local word = new.rev > cur.rev and 'changed' or 'same'
+remember(meta.op, word)
+return reply(word, new)
