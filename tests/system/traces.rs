@@ -1,6 +1,6 @@
 //! W3C trace context: the trace of the caller goes with the task and comes out at the handler.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 
 use opentelemetry::trace::TracerProvider as _;
 use redis::Value;
@@ -11,11 +11,16 @@ use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::fixture::{Fixture, Job};
 
-/// Records traces on this thread, for as long as the guard lives.
-fn traced() -> tracing::subscriber::DefaultGuard {
-    let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
-    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
-    tracing::subscriber::set_default(tracing_subscriber::registry().with(layer))
+/// Records traces from now on, in every thread: a subscriber of one thread may lose a race for a span that another
+/// thread was first to meet.
+fn traced() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
+        let subscriber = tracing_subscriber::registry().with(layer);
+        tracing::subscriber::set_global_default(subscriber).expect("the only subscriber");
+    });
 }
 
 fn trace_id(traceparent: &str) -> String {
@@ -25,11 +30,10 @@ fn trace_id(traceparent: &str) -> String {
 #[tokio::test]
 async fn the_trace_of_the_caller_reaches_the_handler() {
     let mut fixture = Fixture::new().await;
-    let _guard = traced();
+    traced();
     let seen = Arc::new(Mutex::new(None));
     let noted = Arc::clone(&seen);
     let config = fixture.config();
-    // On a runtime of one thread, so that the worker's spans go to this thread's subscriber.
     fixture
         .worker(config, |t| {
             t.version("v1", move |_: Job, ctx| {
