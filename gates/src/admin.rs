@@ -47,8 +47,6 @@ pub struct Shown {
     pub rev: u64,
     /// What it says.
     pub gate: Gate,
-    /// Whether an edit made by hand has not been sealed yet (no worker looked since).
-    pub edit_pending: bool,
 }
 
 /// Who confirmed a revision, and who did not yet.
@@ -85,19 +83,17 @@ impl Gates {
         let gate = GateStore::new(&self.store, queue);
         let link = self.store.link().await?;
         let read = gate.read(&link, None).await?;
-        let (found, edit_pending) = match read.found {
-            Found::Edited => match gate.seal().await {
-                Ok(Some((_, read))) => (read.found, false),
-                Ok(None) => return Err(GateError::NoGate(queue.clone())),
-                Err(e) => return Err(e.into()),
+        let found = match read.found {
+            Found::Edited => match gate.seal().await? {
+                Some((_, read)) => read.found,
+                None => return Err(GateError::NoGate(queue.clone())),
             },
-            found => (found, false),
+            found => found,
         };
         match found {
             Found::Settled(sealed) => Ok(Shown {
                 rev: sealed.rev,
                 gate: Gate::parse(&sealed.gate)?,
-                edit_pending,
             }),
             Found::Edited | Found::Missing => Err(GateError::NoGate(queue.clone())),
         }

@@ -109,20 +109,7 @@ async fn under_fire(fire: Fire) -> Verdict {
     let mut lost: Vec<(String, StreamId)> = Vec::new();
     for flip in 0..fire.flips {
         let version = if flip % 2 == 0 { "v2" } else { "v1" };
-        let before = Moment::now();
-        // The very bytes that a person would send.
-        let _: i64 = redis::cmd("HSET")
-            .arg(GATE)
-            .arg("only")
-            .arg(version)
-            .query_async(&mut raw)
-            .await
-            .unwrap();
-        witness.flipped(Flip {
-            sent: before,
-            replied: Moment::now(),
-            version: version.to_owned(),
-        });
+        flip_to(&mut raw, &mut witness, version).await;
         let burst: Vec<Probe> = (0..1 + dice.roll(4))
             .map(|_| {
                 let probe = Probe {
@@ -149,19 +136,7 @@ async fn under_fire(fire: Fire) -> Verdict {
                 }
                 // It comes back into a world that was flipped meanwhile.
                 let after = if version == "v1" { "v2" } else { "v1" };
-                let before = Moment::now();
-                let _: i64 = redis::cmd("HSET")
-                    .arg(GATE)
-                    .arg("only")
-                    .arg(after)
-                    .query_async(&mut raw)
-                    .await
-                    .unwrap();
-                witness.flipped(Flip {
-                    sent: before,
-                    replied: Moment::now(),
-                    version: after.to_owned(),
-                });
+                flip_to(&mut raw, &mut witness, after).await;
                 tokio::time::sleep(START_TTL + Duration::from_millis(10)).await;
                 pool.cont();
                 // No flip before it has had time to do wrong.
@@ -228,6 +203,19 @@ async fn under_fire(fire: Fire) -> Verdict {
     verdict
 }
 
+/// Flips the gate with the very bytes that a person would send.
+async fn flip_to(raw: &mut MultiplexedConnection, witness: &mut Witness, version: &str) {
+    let sent = Moment::now();
+    let mut hset = redis::cmd("HSET");
+    hset.arg(GATE).arg("only").arg(version);
+    let _: i64 = hset.query_async(raw).await.unwrap();
+    witness.flipped(Flip {
+        sent,
+        replied: Moment::now(),
+        version: version.to_owned(),
+    });
+}
+
 /// Stops a worker until its lease is gone and declares its session lost, as a reaper would; then lets it go on.
 /// Gives the session and the log's last entry at that moment.
 async fn lose(
@@ -238,7 +226,7 @@ async fn lose(
     sent: &mut u64,
     pool: &Process,
 ) -> Option<(String, StreamId)> {
-    // Something must be under way in it.
+    // Something may be under way in it: a chance, for a worker without the active version takes nothing.
     for _ in 0..20 {
         witness.sending(*sent);
         producer.enqueue(&Probe { n: *sent, work_ms: 60 }).await.unwrap();
