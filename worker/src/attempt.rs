@@ -1,99 +1,25 @@
-//! One attempt: decide, start check, handler, outcome. And the gate reads it may need on the way.
+//! One attempt: decide, start check, handler, outcome.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
 use switchback_common::{
-    StoreError, StreamId, TaskId, Version,
+    StreamId, Version,
     clock::Moment,
     envelope::{AttemptError, Envelope, MAX_ERROR_BYTES, clip, field},
-    store::{connect::Link, log::Ended, settle::Fate},
+    store::{log::Ended, settle::Fate},
     telemetry,
 };
-use switchback_gates::{Decision, Obeyed, Verdict, decide};
-use tokio::sync::Mutex;
+use switchback_gates::{Decision, Obeyed, decide};
 use tracing::Instrument as _;
 
 use crate::{
     handler::{Context, ErrorKind, TaskError},
-    session::{HEAD, Session},
+    outcome::{Message, Outcome, Ran},
+    session::Session,
     starts::Refusal,
+    streams::HEAD,
 };
-
-/// What a settler is told.
-#[derive(Debug)]
-pub(crate) enum Message {
-    /// An entry's outcome.
-    Outcome(Outcome),
-    /// Nothing ended, but floors moved: trim.
-    Trim,
-    /// Every attempt has ended: nothing will follow.
-    Close,
-}
-
-/// What became of one claimed entry.
-#[derive(Debug)]
-pub(crate) struct Outcome {
-    pub(crate) place: usize,
-    pub(crate) entry: StreamId,
-    /// How large the entry is, for whoever moves it.
-    pub(crate) bytes: usize,
-    /// The attempt, if one ran.
-    pub(crate) ran: Option<Ran>,
-    /// `None`: plain done.
-    pub(crate) fate: Option<(Fate, Vec<(&'static str, String)>)>,
-}
-
-/// An attempt that ran.
-#[derive(Debug)]
-pub(crate) struct Ran {
-    pub(crate) task: TaskId,
-    pub(crate) version: Version,
-    pub(crate) attempt: u32,
-    pub(crate) ended: Ended,
-    pub(crate) took: Duration,
-    pub(crate) rev: u64,
-    pub(crate) read_us: u64,
-}
-
-/// Reads the gate again for tasks whose claim's read has grown stale, one read for all who wait.
-#[derive(Debug)]
-pub(crate) struct GateReader {
-    slot: Mutex<(Option<Link>, Option<Obeyed>)>,
-}
-
-impl GateReader {
-    pub(crate) fn new() -> Self {
-        Self {
-            slot: Mutex::new((None, None)),
-        }
-    }
-
-    /// A gate read sent after `after`.
-    pub(crate) async fn read_after(&self, session: &Session, after: Moment) -> Result<Option<Obeyed>, StoreError> {
-        let mut slot = self.slot.lock().await;
-        // P3: a shared read serves only tasks whose claim's reply came before it was sent.
-        if let Some(shared) = &slot.1
-            && shared.sent > after
-        {
-            return Ok(Some(shared.clone()));
-        }
-        let link = match slot.0.take() {
-            Some(link) => link,
-            None => session.store.link().await?,
-        };
-        let read = session.view.store().read(&link, Some(&session.id)).await?;
-        slot.0 = Some(link);
-        session.note_read(read.sent, read.time_us, read.lease);
-        match session.view.obey(read).await? {
-            Verdict::Obey(obeyed) => {
-                slot.1 = Some(obeyed.clone());
-                Ok(Some(obeyed))
-            }
-            Verdict::Missing => Ok(None),
-        }
-    }
-}
 
 /// A claimed task on its way to its handler.
 pub(crate) struct Claimed {

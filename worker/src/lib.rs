@@ -48,7 +48,8 @@
 //! - [`config`], [`registry`] — how a worker behaves, what it can run
 //! - [`handler`] — what an application writes
 //! - `queue`, `session` — one queue, session after session; what the loops of one session share
-//! - `attempt`, `starts` — one attempt; the start check (P3, P4)
+//! - `streams`, `slots` — what a session reads; how much it runs at once
+//! - `attempt`, `starts`, `reader`, `outcome` — one attempt; the start check (P3, P4); the gate read again; how it ended
 //! - `loops` — one file per duty
 //! - [`examples`] — handlers that `switchback-worker` brings along
 
@@ -60,11 +61,15 @@ pub mod examples;
 pub mod faults;
 pub mod handler;
 mod loops;
+mod outcome;
 mod pushes;
 mod queue;
+mod reader;
 pub mod registry;
 mod session;
+mod slots;
 mod starts;
+mod streams;
 pub mod worker;
 
 pub use config::WorkerConfig;

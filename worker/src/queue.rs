@@ -18,13 +18,16 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    attempt::{GateReader, Message},
     config::WorkerConfig,
     loops::{claimer, finder, gatekeeper, promoter, reaper, renewer::Renewer, settler, trimmer},
+    outcome::Message,
     pushes::Pushes,
+    reader::GateReader,
     registry::QueueSpec,
-    session::{Floors, Held, RedisClock, Session, Slots, Streams},
+    session::{Floors, Held, RedisClock, Session},
+    slots::Slots,
     starts::StartBoard,
+    streams::Streams,
 };
 
 const CLAIMERS: usize = 2;

@@ -3,232 +3,23 @@
 use std::{
     collections::HashSet,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use switchback_common::{
-    Queue, SessionId, Store, StreamId, Version,
-    clock::Moment,
-    id::stream_salt,
-    store::{keyspace::Key, session::SessionStore},
-};
+use switchback_common::{Queue, SessionId, Store, StreamId, clock::Moment, store::session::SessionStore};
 use switchback_gates::GateView;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    attempt::{GateReader, Message},
-    config::WorkerConfig,
-    registry::QueueSpec,
-    starts::StartBoard,
+    config::WorkerConfig, outcome::Message, reader::GateReader, registry::QueueSpec, slots::Slots, starts::StartBoard,
+    streams::Streams,
 };
 
 const COMPLAIN_EVERY: Duration = Duration::from_secs(5);
-/// Place of the main stream in the session's list of streams.
-pub(crate) const MAIN: usize = 0;
-/// Place of the head stream. Lanes of the worker's own versions follow, in their order, then any lane handed to.
-pub(crate) const HEAD: usize = 1;
-
-/// One stream the session reads or moves to.
-#[derive(Debug, Clone)]
-pub(crate) struct StreamInfo {
-    pub(crate) key: String,
-    pub(crate) salt: u32,
-    /// `main`, `head` or `lane:<version>`, for the log.
-    pub(crate) label: Arc<str>,
-}
-
-/// Streams by place. Places never change; lanes handed to are added at the end.
-#[derive(Debug)]
-pub(crate) struct Streams {
-    store: Store,
-    queue: Queue,
-    list: RwLock<Vec<StreamInfo>>,
-    own: usize,
-}
-
-impl Streams {
-    pub(crate) fn new(store: &Store, queue: &Queue, versions: &[Version]) -> Self {
-        let mut list = vec![
-            info(store, &Key::Stream(queue.clone()), "main".to_owned()),
-            info(store, &Key::Head(queue.clone()), "head".to_owned()),
-        ];
-        list.extend(versions.iter().map(|v| lane(store, queue, v)));
-        Self {
-            store: store.clone(),
-            queue: queue.clone(),
-            own: list.len(),
-            list: RwLock::new(list),
-        }
-    }
-
-    pub(crate) fn get(&self, place: usize) -> StreamInfo {
-        self.list.read().unwrap_or_else(PoisonError::into_inner)[place].clone()
-    }
-
-    /// The streams this session reads.
-    pub(crate) fn own(&self) -> Vec<StreamInfo> {
-        self.list.read().unwrap_or_else(PoisonError::into_inner)[..self.own].to_vec()
-    }
-
-    pub(crate) fn keys(&self) -> Vec<String> {
-        let list = self.list.read().unwrap_or_else(PoisonError::into_inner);
-        list.iter().map(|s| s.key.clone()).collect()
-    }
-
-    /// What the log calls each stream, by place.
-    pub(crate) fn labels(&self) -> Vec<Arc<str>> {
-        let list = self.list.read().unwrap_or_else(PoisonError::into_inner);
-        list.iter().map(|s| Arc::clone(&s.label)).collect()
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.list.read().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
-    /// The place of the lane of `version`, made if need be.
-    pub(crate) fn lane(&self, version: &Version) -> usize {
-        let new = lane(&self.store, &self.queue, version);
-        let mut list = self.list.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = list.iter().position(|s| s.key == new.key) {
-            return place;
-        }
-        list.push(new);
-        list.len() - 1
-    }
-}
-
-fn info(store: &Store, key: &Key, label: String) -> StreamInfo {
-    let key = store.keyspace().render(key);
-    StreamInfo {
-        salt: stream_salt(&key),
-        key,
-        label: Arc::from(label),
-    }
-}
-
-fn lane(store: &Store, queue: &Queue, version: &Version) -> StreamInfo {
-    info(
-        store,
-        &Key::Lane(queue.clone(), version.clone()),
-        format!("lane:{version}"),
-    )
-}
-
-/// Free slots: tasks are claimed only when they can start.
-#[derive(Debug)]
-pub(crate) struct Slots {
-    limit: usize,
-    running: AtomicUsize,
-    unsettled: AtomicUsize,
-    /// There are free slots where there were none, or enough for a good claim, or everything is settled.
-    pub(crate) freed: Notify,
-}
-
-impl Slots {
-    pub(crate) fn new(limit: usize) -> Self {
-        Self {
-            limit,
-            running: AtomicUsize::new(0),
-            unsettled: AtomicUsize::new(0),
-            freed: Notify::new(),
-        }
-    }
-
-    /// A good claim: half of all slots, so that one half runs while the other is being claimed.
-    pub(crate) fn share(&self) -> usize {
-        self.limit.div_ceil(2)
-    }
-
-    /// P10: outcomes that Redis has not taken yet are bounded, generously.
-    fn unsettled_limit(&self) -> usize {
-        (self.limit * 4).max(2_000)
-    }
-
-    /// How many slots are free now.
-    pub(crate) fn free(&self) -> usize {
-        let by_running = self.limit.saturating_sub(self.running.load(Ordering::Acquire));
-        by_running.min(self.unsettled_limit().saturating_sub(self.unsettled()))
-    }
-
-    /// Takes free slots, at most `most` and a [share](Self::share), before a claim is sent: two claimers must not both
-    /// count on the same slot.
-    pub(crate) fn reserve(&self, most: usize) -> Reserved<'_> {
-        let most = most
-            .min(self.share())
-            .min(self.unsettled_limit().saturating_sub(self.unsettled()));
-        let mut count = 0;
-        let _ = self
-            .running
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |running| {
-                count = most.min(self.limit.saturating_sub(running));
-                (count > 0).then_some(running + count)
-            });
-        Reserved { slots: self, count }
-    }
-
-    /// Entries came in; each will have an outcome.
-    pub(crate) fn claimed(&self, count: usize) {
-        self.unsettled.fetch_add(count, Ordering::AcqRel);
-    }
-
-    /// A handler ended; its outcome is on its way.
-    pub(crate) fn ended(&self) {
-        self.give_back(1);
-    }
-
-    fn give_back(&self, count: usize) {
-        let before = self
-            .limit
-            .saturating_sub(self.running.fetch_sub(count, Ordering::AcqRel));
-        if before == 0 || (before < self.share() && before + count >= self.share()) {
-            self.freed.notify_waiters();
-        }
-    }
-
-    /// Redis has taken the outcomes, or they are given up.
-    pub(crate) fn settled(&self, count: usize) {
-        let before = self.unsettled.fetch_sub(count, Ordering::AcqRel);
-        if before == count || before >= self.unsettled_limit() {
-            self.freed.notify_waiters();
-        }
-    }
-
-    pub(crate) fn unsettled(&self) -> usize {
-        self.unsettled.load(Ordering::Acquire)
-    }
-}
-
-/// Slots taken for a claim. What the claim does not fill goes back when this is dropped.
-#[derive(Debug)]
-pub(crate) struct Reserved<'a> {
-    slots: &'a Slots,
-    count: usize,
-}
-
-impl Reserved<'_> {
-    pub(crate) fn count(&self) -> usize {
-        self.count
-    }
-
-    /// Fills one, if there is one left: its attempt gives it back with [`Slots::ended`].
-    pub(crate) fn fill(&mut self) -> bool {
-        let left = self.count > 0;
-        self.count -= usize::from(left);
-        left
-    }
-}
-
-impl Drop for Reserved<'_> {
-    fn drop(&mut self) {
-        if self.count > 0 {
-            self.slots.give_back(self.count);
-        }
-    }
-}
 
 /// Entries this session holds: from the claim to the reply of their settle.
 #[derive(Debug, Default)]

@@ -19,8 +19,11 @@ use switchback_gates::{Gate, Obeyed, Verdict};
 use tokio::sync::futures::Notified;
 
 use crate::{
-    attempt::{self, Claimed, Message, Outcome, dead_fields},
-    session::{HEAD, MAIN, Reserved, Session, StreamInfo},
+    attempt::{self, Claimed, dead_fields},
+    outcome::{Message, Outcome},
+    session::Session,
+    slots::Reserved,
+    streams::{HEAD, MAIN, StreamInfo},
 };
 
 /// How long a claim waits for a task. Short enough to notice by itself that other streams should be read.

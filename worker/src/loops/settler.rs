@@ -14,7 +14,7 @@ use switchback_common::{
 use tokio::sync::mpsc;
 
 use crate::{
-    attempt::{Message, Outcome},
+    outcome::{Message, Outcome},
     session::Session,
 };
 

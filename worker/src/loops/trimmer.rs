@@ -11,7 +11,7 @@ use switchback_common::{
     store::{inspect, log},
 };
 
-use crate::{attempt::Message, session::Session};
+use crate::{outcome::Message, session::Session};
 
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 /// And when nothing moves.

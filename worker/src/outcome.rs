@@ -1,0 +1,44 @@
+//! What became of a claimed entry: from an attempt to the settler.
+
+use std::time::Duration;
+
+use switchback_common::{
+    StreamId, TaskId, Version,
+    store::{log::Ended, settle::Fate},
+};
+
+/// What a settler is told.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// An entry's outcome.
+    Outcome(Outcome),
+    /// Nothing ended, but floors moved: trim.
+    Trim,
+    /// Every attempt has ended: nothing will follow.
+    Close,
+}
+
+/// What became of one claimed entry.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) place: usize,
+    pub(crate) entry: StreamId,
+    /// How large the entry is, for whoever moves it.
+    pub(crate) bytes: usize,
+    /// The attempt, if one ran.
+    pub(crate) ran: Option<Ran>,
+    /// `None`: plain done.
+    pub(crate) fate: Option<(Fate, Vec<(&'static str, String)>)>,
+}
+
+/// An attempt that ran.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) task: TaskId,
+    pub(crate) version: Version,
+    pub(crate) attempt: u32,
+    pub(crate) ended: Ended,
+    pub(crate) took: Duration,
+    pub(crate) rev: u64,
+    pub(crate) read_us: u64,
+}
