@@ -48,7 +48,7 @@
 //! - [`config`], [`registry`] — how a worker behaves, what it can run
 //! - [`handler`] — what an application writes
 //! - `queue`, `session` — one queue, session after session; what the loops of one session share
-//! - `streams`, `slots` — what a session reads; how much it runs at once
+//! - `streams`, `slots`, `plan` — what a session reads; how much it runs at once; how much of which it claims
 //! - `attempt`, `starts`, `reader`, `outcome` — one attempt; the start check (P3, P4); the gate read again; how it ended
 //! - `loops` — one file per duty
 //! - [`examples`] — handlers that `switchback-worker` brings along
@@ -62,6 +62,7 @@ pub mod faults;
 pub mod handler;
 mod loops;
 mod outcome;
+mod plan;
 mod pushes;
 mod queue;
 mod reader;

@@ -6,15 +6,21 @@ use switchback_common::{Queue, Store, Version, id::stream_salt, store::keyspace:
 
 /// Place of the main stream in the session's list of streams.
 pub(crate) const MAIN: usize = 0;
-/// Place of the head stream. Lanes of the worker's own versions follow, in their order, then any lane handed to.
+/// Place of the head stream.
 pub(crate) const HEAD: usize = 1;
+/// Place of the stream of high priority.
+pub(crate) const HIGH: usize = 2;
+/// Place of the stream of low priority.
+pub(crate) const LOW: usize = 3;
+/// Place of the first lane. Lanes of the worker's own versions come first, in their order, then any lane handed to.
+pub(crate) const LANES: usize = 5;
 
 /// One stream the session reads or moves to.
 #[derive(Debug, Clone)]
 pub(crate) struct StreamInfo {
     pub(crate) key: String,
     pub(crate) salt: u32,
-    /// `main`, `head` or `lane:<version>`, for the log.
+    /// [`Key::label`], for the log.
     pub(crate) label: Arc<str>,
 }
 
@@ -29,11 +35,9 @@ pub(crate) struct Streams {
 
 impl Streams {
     pub(crate) fn new(store: &Store, queue: &Queue, versions: &[Version]) -> Self {
-        let mut list = vec![
-            info(store, &Key::Stream(queue.clone()), "main".to_owned()),
-            info(store, &Key::Head(queue.clone()), "head".to_owned()),
-        ];
-        list.extend(versions.iter().map(|v| lane(store, queue, v)));
+        let lanes = versions.iter().map(|v| Key::Lane(queue.clone(), v.clone()));
+        let keys = Key::fixed_streams(queue).into_iter().chain(lanes);
+        let list: Vec<_> = keys.map(|key| info(store, &key)).collect();
         Self {
             store: store.clone(),
             queue: queue.clone(),
@@ -68,7 +72,7 @@ impl Streams {
 
     /// The place of the lane of `version`, made if need be.
     pub(crate) fn lane(&self, version: &Version) -> usize {
-        let new = lane(&self.store, &self.queue, version);
+        let new = info(&self.store, &Key::Lane(self.queue.clone(), version.clone()));
         let mut list = self.list.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = list.iter().position(|s| s.key == new.key) {
             return place;
@@ -78,19 +82,11 @@ impl Streams {
     }
 }
 
-fn info(store: &Store, key: &Key, label: String) -> StreamInfo {
-    let key = store.keyspace().render(key);
+fn info(store: &Store, key: &Key) -> StreamInfo {
+    let text = store.keyspace().render(key);
     StreamInfo {
-        salt: stream_salt(&key),
-        key,
-        label: Arc::from(label),
+        salt: stream_salt(&text),
+        key: text,
+        label: Arc::from(key.label()),
     }
-}
-
-fn lane(store: &Store, queue: &Queue, version: &Version) -> StreamInfo {
-    info(
-        store,
-        &Key::Lane(queue.clone(), version.clone()),
-        format!("lane:{version}"),
-    )
 }

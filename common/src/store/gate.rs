@@ -364,7 +364,9 @@ impl GateStore {
         let link = self.store.warm().await?;
         let mut cmd = Cmd::new();
         cmd.arg("HGETALL").arg(&self.keys[3]);
-        reply::fields("versions", link.run(cmd).await?)
+        let mut fields = reply::fields("versions", link.run(cmd).await?)?;
+        fields.retain(|(name, _)| !name.starts_with(b":"));
+        Ok(fields)
     }
 }
 

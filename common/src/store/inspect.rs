@@ -51,6 +51,12 @@ pub struct QueueDepth {
     pub main: GroupInfo,
     /// The head stream.
     pub head: GroupInfo,
+    /// The stream of high priority.
+    pub high: GroupInfo,
+    /// The stream of low priority.
+    pub low: GroupInfo,
+    /// The suspects.
+    pub suspect: GroupInfo,
     /// The lanes of every known version.
     pub lanes: Vec<(Version, GroupInfo)>,
     /// Delayed tasks: retries not yet due.
@@ -73,7 +79,7 @@ impl QueueDepth {
     }
 
     fn groups(&self) -> impl Iterator<Item = &GroupInfo> {
-        [&self.main, &self.head]
+        [&self.main, &self.head, &self.high, &self.low, &self.suspect]
             .into_iter()
             .chain(self.lanes.iter().map(|(_, g)| g))
     }
@@ -204,9 +210,13 @@ pub async fn depth(store: &Store, queue: &Queue) -> Result<QueueDepth, StoreErro
     let mut cmd = Cmd::new();
     cmd.arg("XLEN").arg(key(Key::Dead(queue.clone())));
     let dead = reply::count("XLEN", &link.run(cmd).await?)?;
+    let [main, head, high, low, suspect] = Key::fixed_streams(queue).map(key);
     Ok(QueueDepth {
-        main: group(store, &key(Key::Stream(queue.clone()))).await?,
-        head: group(store, &key(Key::Head(queue.clone()))).await?,
+        main: group(store, &main).await?,
+        head: group(store, &head).await?,
+        high: group(store, &high).await?,
+        low: group(store, &low).await?,
+        suspect: group(store, &suspect).await?,
         lanes,
         delayed,
         dead,
@@ -259,16 +269,19 @@ pub const FIND_WINDOW: usize = 10_000;
 /// When Redis does not answer. `Ok(None)`: not within the window.
 pub async fn find(store: &Store, queue: &Queue, id: &TaskId) -> Result<Option<Found>, StoreError> {
     let key = |key: Key| store.keyspace().render(&key);
-    let main = key(Key::Stream(queue.clone()));
     let link = store.cold().await?;
-    if let Some(entry) = id.entry(stream_salt(&main)) {
+    for place in Key::fixed_streams(queue) {
+        let stream = key(place.clone());
+        let Some(entry) = id.entry(stream_salt(&stream)) else {
+            continue;
+        };
         let mut cmd = Cmd::new();
         cmd.arg("XRANGE")
-            .arg(&main)
+            .arg(&stream)
             .arg(entry.to_string())
             .arg(entry.to_string());
         if let Some(entry) = reply::entries("task", link.run(cmd).await?)?.into_iter().next() {
-            return located(store, "main", &main, entry).await.map(Some);
+            return located(store, &place.label(), &stream, entry).await.map(Some);
         }
     }
     let mut pipe = redis::pipe();
@@ -295,12 +308,14 @@ pub async fn find(store: &Store, queue: &Queue, id: &TaskId) -> Result<Option<Fo
             waiting: true,
         }));
     }
-    let mut places = vec![("head".to_owned(), key(Key::Head(queue.clone())))];
-    for version in versions(store, queue).await? {
-        places.push((format!("lane:{version}"), key(Key::Lane(queue.clone(), version))));
-    }
+    let lanes = versions(store, queue).await?;
+    let lanes = lanes.into_iter().map(|version| Key::Lane(queue.clone(), version));
+    let mut places: Vec<(String, String)> = Key::fixed_streams(queue)
+        .into_iter()
+        .chain(lanes)
+        .map(|stream| (stream.label(), key(stream)))
+        .collect();
     places.push(("dead".to_owned(), key(Key::Dead(queue.clone()))));
-    places.push(("main".to_owned(), main));
     for (place, stream) in places {
         let mut before = "+".to_owned();
         for _ in 0..FIND_WINDOW / 500 {

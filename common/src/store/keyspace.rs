@@ -19,11 +19,17 @@ pub struct Keyspace {
 /// Every key, once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Key {
-    /// STREAM · per queue · waiting, in-flight and, for a while, done tasks; group `workers` from `0`.
+    /// STREAM · per queue · the main stream: waiting, in-flight and, for a while, done tasks; group `workers` from `0`.
     /// Written by producers (and by hand), [`promote`](super::settle::promote), trimmed by the trimmer.
     Stream(Queue),
+    /// STREAM · per queue · like the main stream, for tasks of high priority.
+    High(Queue),
+    /// STREAM · per queue · like the main stream, for tasks of low priority.
+    Low(Queue),
     /// STREAM · per queue · recovered, released and swept tasks; read before the main stream.
     Head(Queue),
+    /// STREAM · per queue · recovered tasks that may have killed the process that ran them; read a few at a time.
+    Suspect(Queue),
     /// STREAM · per queue and version · tasks the gate gave to a version that the claiming worker lacks.
     Lane(Queue, Version),
     /// ZSET · per queue · task id by due time (ms): retrying tasks.
@@ -38,7 +44,8 @@ pub enum Key {
     GateState(Queue),
     /// STREAM · per queue · every gate revision; about 10 000 entries.
     History(Queue),
-    /// HASH · per queue · every version ever registered -> JSON of first seen and build. Never reaped.
+    /// HASH · per queue · every version ever registered -> JSON of first seen and build. Never reaped. And `:groups`, the
+    /// streams that have had their group.
     Versions(Queue),
     /// STRING, PX · per session · exists while the session lives.
     Lease(Queue, SessionId),
@@ -118,8 +125,9 @@ impl Keyspace {
         let mut out = String::with_capacity(64);
         let prefix = &self.prefix;
         let (kind, queue) = match key {
-            Key::Stream(q) => ("stream", q),
+            Key::Stream(q) | Key::High(q) | Key::Low(q) => ("stream", q),
             Key::Head(q) => ("head", q),
+            Key::Suspect(q) => ("suspect", q),
             Key::Lane(q, _) => ("lane", q),
             Key::Delayed(q) => ("delayed", q),
             Key::Envelope(q) => ("envelope", q),
@@ -137,12 +145,15 @@ impl Keyspace {
         };
         let _ = write!(out, "{prefix}:{kind}:{{{}:{}}}", queue.namespace, queue.task_type);
         let _ = match key {
+            Key::High(_) => write!(out, ":high"),
+            Key::Low(_) => write!(out, ":low"),
             Key::Lane(_, version) => write!(out, ":{version}"),
             Key::Lease(_, session) => write!(out, ":{session}"),
             Key::Stats(_, minute) => write!(out, ":{minute}"),
             Key::UniqueId(_, id) => write!(out, ":id:{id}"),
             Key::Stream(_)
             | Key::Head(_)
+            | Key::Suspect(_)
             | Key::Delayed(_)
             | Key::Envelope(_)
             | Key::Dead(_)
@@ -176,7 +187,10 @@ impl Keyspace {
         };
         Some(match (kind, tail) {
             ("stream", None) => Key::Stream(queue),
+            ("stream", Some("high")) => Key::High(queue),
+            ("stream", Some("low")) => Key::Low(queue),
             ("head", None) => Key::Head(queue),
+            ("suspect", None) => Key::Suspect(queue),
             ("lane", Some(version)) => Key::Lane(queue, version.parse().ok()?),
             ("delayed", None) => Key::Delayed(queue),
             ("envelope", None) => Key::Envelope(queue),
@@ -196,13 +210,52 @@ impl Keyspace {
 }
 
 impl Key {
+    /// The streams that every queue has, in the order in which sessions number them; lanes come after.
+    #[must_use]
+    pub fn fixed_streams(queue: &Queue) -> [Self; 5] {
+        [Self::Stream, Self::Head, Self::High, Self::Low, Self::Suspect].map(|key| key(queue.clone()))
+    }
+
+    /// What the log, and people, call a stream: `main`, `high`, `low`, `head`, `suspect` or `lane:<version>`; empty for
+    /// what is no stream of tasks.
+    #[must_use]
+    pub fn label(&self) -> String {
+        match self {
+            Self::Stream(_) => "main".to_owned(),
+            Self::High(_) => "high".to_owned(),
+            Self::Low(_) => "low".to_owned(),
+            Self::Head(_) => "head".to_owned(),
+            Self::Suspect(_) => "suspect".to_owned(),
+            Self::Lane(_, version) => format!("lane:{version}"),
+            Self::Delayed(_)
+            | Self::Envelope(_)
+            | Self::Dead(_)
+            | Self::Gate(_)
+            | Self::GateState(_)
+            | Self::History(_)
+            | Self::Versions(_)
+            | Self::Lease(..)
+            | Self::Sessions(_)
+            | Self::Log(_)
+            | Self::Stats(..)
+            | Self::UniqueId(..)
+            | Self::Queues(_) => String::new(),
+        }
+    }
+
     /// The type Redis must show for it.
     #[must_use]
     pub fn key_type(&self) -> KeyType {
         match self {
-            Self::Stream(_) | Self::Head(_) | Self::Lane(..) | Self::Dead(_) | Self::History(_) | Self::Log(_) => {
-                KeyType::Stream
-            }
+            Self::Stream(_)
+            | Self::High(_)
+            | Self::Low(_)
+            | Self::Head(_)
+            | Self::Suspect(_)
+            | Self::Lane(..)
+            | Self::Dead(_)
+            | Self::History(_)
+            | Self::Log(_) => KeyType::Stream,
             Self::Envelope(_)
             | Self::Gate(_)
             | Self::GateState(_)
@@ -229,7 +282,7 @@ mod tests {
             let keyspace = Keyspace::new(&prefix).unwrap();
             let q = || Queue::new(ns.parse().unwrap(), ty.parse().unwrap());
             let keys = [
-                Key::Stream(q()), Key::Head(q()), Key::Lane(q(), tail.parse().unwrap()), Key::Delayed(q()),
+                Key::Stream(q()), Key::High(q()), Key::Low(q()), Key::Head(q()), Key::Suspect(q()), Key::Lane(q(), tail.parse().unwrap()), Key::Delayed(q()),
                 Key::Envelope(q()), Key::Dead(q()), Key::Gate(q()), Key::GateState(q()), Key::History(q()),
                 Key::Versions(q()), Key::Lease(q(), SessionId::from_found(&tail)), Key::Sessions(q()), Key::Log(q()),
                 Key::Stats(q(), minute), Key::UniqueId(q(), tail.clone()), Key::Queues(ns.parse().unwrap()),

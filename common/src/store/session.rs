@@ -151,13 +151,12 @@ impl SessionStore {
             Key::Sessions(queue.clone()),
             Key::Lease(queue.clone(), session.clone()),
             Key::Log(queue.clone()),
-            Key::Stream(queue.clone()),
-            Key::Head(queue.clone()),
-        ] {
+        ]
+        .into_iter()
+        .chain(Key::fixed_streams(queue))
+        .chain(record.versions.iter().map(|v| Key::Lane(queue.clone(), v.clone())))
+        {
             call.key(self.key(&key));
-        }
-        for version in &record.versions {
-            call.key(self.key(&Key::Lane(queue.clone(), version.clone())));
         }
         let json = serde_json::to_string(record).unwrap_or_default();
         call.arg(session.as_str())

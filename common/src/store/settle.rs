@@ -219,13 +219,13 @@ impl Settler {
 /// What a batch of moves did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Promoted {
-    /// Tasks put into the main stream.
+    /// Tasks put into the streams.
     pub moved: u64,
     /// Time until the next one is due; `None` if there is none.
     pub next: Option<Duration>,
 }
 
-/// Puts delayed tasks that are due into the main stream, a bounded step.
+/// Puts delayed tasks that are due into the stream of their priority, a bounded step.
 ///
 /// # Errors
 /// When Redis does not answer.
@@ -236,6 +236,8 @@ pub async fn promote(store: &Store, queue: &Queue) -> Result<Promoted, StoreErro
         Key::Delayed(queue.clone()),
         Key::Envelope(queue.clone()),
         Key::Stream(queue.clone()),
+        Key::High(queue.clone()),
+        Key::Low(queue.clone()),
     ] {
         call.key(store.keyspace().render(&key));
     }

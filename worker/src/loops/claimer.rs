@@ -21,9 +21,10 @@ use tokio::sync::futures::Notified;
 use crate::{
     attempt::{self, Claimed, dead_fields},
     outcome::{Message, Outcome},
+    plan::Plan,
     session::Session,
     slots::Reserved,
-    streams::{HEAD, MAIN, StreamInfo},
+    streams::{HEAD, HIGH, LANES, LOW, MAIN, StreamInfo},
 };
 
 /// How long a claim waits for a task. Short enough to notice by itself that other streams should be read.
@@ -232,77 +233,9 @@ fn readable_under(gate: &Gate, versions: &[switchback_common::Version]) -> Vec<u
     }
     // Every lane of ours: what lies in one of a withdrawn version passes the gate again, and a flip between our own
     // versions does not change what is read.
-    let lanes = (0..versions.len()).map(|n| HEAD + 1 + n);
+    let lanes = (0..versions.len()).map(|n| LANES + n);
     // Head first: it holds what was taken from somebody.
-    std::iter::once(HEAD).chain(lanes).chain([MAIN]).collect()
-}
-
-/// How slots are split among streams: COUNT is per stream, so they are never summed.
-#[derive(Debug)]
-struct Plan {
-    /// Whether a stream gave all it was asked for last time.
-    hot: Vec<bool>,
-    asked: Vec<usize>,
-    turn: usize,
-}
-
-impl Plan {
-    fn new(streams: usize) -> Self {
-        Self {
-            hot: vec![false; streams],
-            asked: vec![0; streams],
-            turn: 0,
-        }
-    }
-
-    /// Splits `free` slots: side streams get one each while they are quiet, an equal part while they are not; the
-    /// main stream, last in `places`, gets the rest.
-    fn split(&mut self, places: &[usize], free: usize) -> Vec<Want> {
-        self.asked.fill(0);
-        let mut wants = Vec::with_capacity(places.len());
-        if free < places.len() {
-            // Fewer slots than streams: take turns, so that none waits for ever.
-            self.turn = self.turn.wrapping_add(1);
-            for n in 0..free {
-                let stream = places[(self.turn + n) % places.len()];
-                wants.push(Want { stream, count: 1 });
-            }
-        } else {
-            let sides = &places[..places.len() - 1];
-            let hot = sides.iter().filter(|&&s| self.hot[s]).count();
-            let part = (free / (hot + 1)).max(1);
-            let mut left = free;
-            for &stream in sides {
-                let count = if self.hot[stream] {
-                    part.min(left.saturating_sub(1)).max(1)
-                } else {
-                    1
-                };
-                left = left.saturating_sub(count);
-                wants.push(Want { stream, count });
-            }
-            if let Some(&stream) = places.last()
-                && left > 0
-            {
-                wants.push(Want { stream, count: left });
-            }
-        }
-        for want in &wants {
-            self.asked[want.stream] = want.count;
-        }
-        wants
-    }
-
-    fn learn(&mut self, claim: &Claim) {
-        for (stream, asked) in self.asked.iter().enumerate().filter(|(_, asked)| **asked > 0) {
-            let got = claim
-                .entries
-                .iter()
-                .find(|(s, _)| *s == stream)
-                .map_or(0, |(_, e)| e.len());
-            self.hot[stream] = got >= *asked;
-        }
-    }
+    std::iter::once(HEAD).chain(lanes).chain([HIGH, LOW, MAIN]).collect()
 }
 
 /// Takes what was claimed into attempts.
@@ -420,39 +353,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slots_are_split_and_never_summed() {
-        let mut plan = Plan::new(4);
-        for free in 1..50 {
-            for hot in 0..16_u32 {
-                plan.hot = (0..4).map(|n| hot & (1 << n) != 0).collect();
-                let wants = plan.split(&[1, 2, 3, 0], free);
-                let total: usize = wants.iter().map(|w| w.count).sum();
-                assert!(
-                    total <= free && wants.iter().all(|w| w.count > 0),
-                    "{free} {hot} {wants:?}"
-                );
-                assert!(total > 0);
-            }
-        }
-    }
-
-    #[test]
-    fn few_slots_take_turns() {
-        let mut plan = Plan::new(4);
-        let mut seen = [0; 4];
-        for _ in 0..4 {
-            for want in plan.split(&[1, 2, 3, 0], 1) {
-                seen[want.stream] += 1;
-            }
-        }
-        assert_eq!(seen, [1; 4]);
-    }
-
-    #[test]
     fn a_pause_or_a_foreign_version_reads_nothing() {
         let versions = ["v1".parse().unwrap(), "v2".parse().unwrap()];
         let mut gate = Gate::new("v2".parse().unwrap());
-        assert_eq!(readable_under(&gate, &versions), [HEAD, HEAD + 1, HEAD + 2, MAIN]);
+        assert_eq!(
+            readable_under(&gate, &versions),
+            [HEAD, LANES, LANES + 1, HIGH, LOW, MAIN]
+        );
         assert!(readable_under(&gate, &versions[..1]).is_empty());
         gate.paused = true;
         assert!(readable_under(&gate, &versions).is_empty());

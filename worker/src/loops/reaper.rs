@@ -44,7 +44,7 @@ fn may_reap(session: &Session) -> bool {
 
 async fn reap(session: &Session) -> Result<(), StoreError> {
     let queue = &session.queue;
-    let mut streams = vec![Key::Stream(queue.clone()), Key::Head(queue.clone())];
+    let mut streams = Vec::from(Key::fixed_streams(queue));
     for version in inspect::versions(&session.store, queue).await? {
         streams.push(Key::Lane(queue.clone(), version));
     }

@@ -1,9 +1,10 @@
--- queue/promote.lua — put delayed tasks that are due into the main stream.
--- KEYS  1 delayed  2 envelope  3 main stream
+-- queue/promote.lua — put delayed tasks that are due into the stream of their priority.
+-- KEYS  1 delayed  2 envelope  3 main stream  4 high  5 low
 -- ARGV  1 most entries  2 most bytes
 -- Reply {'promoted', n, ms until the next one is due or -1}
 -- Keeps P1 (one script: in the set or in the stream, never neither), P10 (bounded in count and bytes).
 local delayed, envelope, main = KEYS[1], KEYS[2], KEYS[3]
+local priorities = { high = KEYS[4], low = KEYS[5] }
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, tonumber(ARGV[1]))
@@ -13,7 +14,7 @@ for _, task in ipairs(due) do
   local fields = unpack_fields(packed)
   -- P1: an envelope that is lost or unreadable is no task any more, and ends with the dead letters, not nowhere.
   if #fields == 0 or #fields % 2 == 1 then fields = { 'id', task, 'envelope', packed } end
-  add(main, fields)
+  add(priorities[value_of(fields, 'priority')] or main, fields)
   bytes = bytes + #packed
   redis.call('ZREM', delayed, task)
   redis.call('HDEL', envelope, task)
