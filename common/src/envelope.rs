@@ -26,6 +26,16 @@ pub mod field {
     pub const HEADERS: &str = "headers";
     /// A JSON array of [`AttemptError`](super::AttemptError), oldest first; absent = none.
     pub const ERRORS: &str = "errors";
+    /// When it must not be started any more: ms since 1970, or `+<ms>` counted from `enqueued_at`; absent = never.
+    pub const EXPIRES: &str = "expires";
+    /// `high` or `low`; absent = normal.
+    pub const PRIORITY: &str = "priority";
+    /// The unique key it was enqueued under.
+    pub const UNIQUE: &str = "unique";
+    /// How often its handler put it off; absent = 0.
+    pub const SNOOZES: &str = "snoozes";
+    /// The format of the entry; absent = 1. A worker that does not know it leaves the task to one that does.
+    pub const FORMAT: &str = "format";
     /// Of dead letters: why, the last error, the version, the session, and when (ms since 1970).
     pub const DEAD_REASON: &str = "dead_reason";
     /// See [`DEAD_REASON`].
@@ -38,6 +48,10 @@ pub mod field {
     pub const DEAD_AT: &str = "dead_at";
 }
 
+/// The format of entries that this release writes, and the newest it can read.
+pub const FORMAT: u32 = 1;
+/// The newest format that may be told apart from nonsense.
+pub const MAX_FORMAT: u32 = FORMAT + 8;
 /// Longest payload by default, in bytes: 1 MiB.
 pub const DEFAULT_MAX_PAYLOAD: usize = 1024 * 1024;
 /// Longest `key`, in bytes.
@@ -84,6 +98,10 @@ pub struct Envelope {
     pub deaths: u32,
     /// When it was enqueued: ms since 1970, on Redis's clock unless the entry says otherwise.
     pub enqueued_at_ms: u64,
+    /// When it must not be started any more, ms since 1970.
+    pub expires_ms: Option<u64>,
+    /// How often its handler put it off.
+    pub snoozes: u32,
     /// Headers, e.g. `traceparent`.
     pub headers: BTreeMap<String, String>,
     /// The failures so far, oldest first.
@@ -97,6 +115,12 @@ pub enum Malformed {
     /// There is no `payload` field.
     #[error("no `payload` field")]
     NoPayload,
+    /// It is of a format that a newer release wrote: not wrong, but not for us.
+    #[error("format {format} is newer than this worker knows ({FORMAT})")]
+    Newer {
+        /// Its format.
+        format: u32,
+    },
     /// The payload is longer than the worker accepts.
     #[error("payload of {size} bytes, the limit is {limit}")]
     PayloadTooLarge {
@@ -124,7 +148,19 @@ impl Envelope {
     /// # Errors
     /// [`Malformed`] says which field is wrong. The payload's JSON is not looked at here.
     pub fn decode(salt: u32, entry: StreamId, fields: Fields, max_payload: usize) -> Result<Self, Malformed> {
-        let mut payload = None;
+        // Before anything else: the other fields may mean something else there.
+        if let Some((_, value)) = fields.iter().find(|(name, _)| name == field::FORMAT.as_bytes()) {
+            match number(field::FORMAT, value)? {
+                format if format <= u64::from(FORMAT) => {}
+                format if format <= u64::from(MAX_FORMAT) => {
+                    return Err(Malformed::Newer {
+                        format: u32::try_from(format).unwrap_or(MAX_FORMAT),
+                    });
+                }
+                format => return Err(bad(field::FORMAT, format!("is {format}, more than {MAX_FORMAT}"))),
+            }
+        }
+        let (mut payload, mut expires) = (None, None);
         let mut envelope = Self {
             id: TaskId::of_entry(salt, entry),
             id_written: false,
@@ -133,6 +169,8 @@ impl Envelope {
             attempt: 0,
             deaths: 0,
             enqueued_at_ms: entry.ms,
+            expires_ms: None,
+            snoozes: 0,
             headers: BTreeMap::new(),
             errors: Vec::new(),
         };
@@ -153,6 +191,8 @@ impl Envelope {
                 }
                 b"attempt" => envelope.attempt = count(field::ATTEMPT, &value)?,
                 b"deaths" => envelope.deaths = count(field::DEATHS, &value)?,
+                b"snoozes" => envelope.snoozes = count(field::SNOOZES, &value)?,
+                b"expires" => expires = Some(value),
                 b"enqueued_at" => envelope.enqueued_at_ms = number(field::ENQUEUED_AT, &value)?,
                 b"headers" => {
                     if value.len() > MAX_HEADERS_BYTES {
@@ -168,6 +208,10 @@ impl Envelope {
                 _ => {}
             }
         }
+        // Last: it may be counted from `enqueued_at`, wherever that stood.
+        envelope.expires_ms = expires
+            .map(|value| deadline(&value, envelope.enqueued_at_ms))
+            .transpose()?;
         envelope.payload = payload.ok_or(Malformed::NoPayload)?;
         if envelope.payload.len() > max_payload {
             return Err(Malformed::PayloadTooLarge {
@@ -217,6 +261,13 @@ fn number(field: &'static str, value: &[u8]) -> Result<u64, Malformed> {
         .map_err(|_| bad(field, format!("is {:?}, not a number", clip(text, 40))))
 }
 
+fn deadline(value: &[u8], enqueued_at_ms: u64) -> Result<u64, Malformed> {
+    match value.strip_prefix(b"+") {
+        Some(after) => Ok(enqueued_at_ms.saturating_add(number(field::EXPIRES, after)?)),
+        None => number(field::EXPIRES, value),
+    }
+}
+
 fn count(field: &'static str, value: &[u8]) -> Result<u32, Malformed> {
     let number = number(field, value)?;
     u32::try_from(number)
@@ -262,6 +313,10 @@ mod tests {
                 "field `deaths` is 99999999, more than 1000000",
             ),
             (
+                &[("payload", b"1"), ("expires", b"+soon")],
+                "field `expires` is \"soon\", not a number",
+            ),
+            (
                 &[("payload", b"1"), ("enqueued_at", b"1e400")],
                 "field `enqueued_at` is \"1e400\"",
             ),
@@ -284,6 +339,26 @@ mod tests {
     }
 
     #[test]
+    fn a_deadline_may_be_counted_from_the_enqueue() {
+        let expires = |value: &[u8]| {
+            decode(&[("expires", value), ("payload", b"1"), ("enqueued_at", b"500")])
+                .unwrap()
+                .expires_ms
+        };
+        assert_eq!((expires(b"9000"), expires(b"+9000")), (Some(9_000), Some(9_500)));
+        assert_eq!(decode(&[("payload", b"1")]).unwrap().expires_ms, None);
+    }
+
+    #[test]
+    fn a_newer_format_is_left_alone_whatever_else_it_says() {
+        let of = |format: &[u8]| decode(&[("payload2", b"\xff"), ("format", format)]).unwrap_err();
+        assert_eq!(of(b"2"), Malformed::Newer { format: 2 });
+        assert_eq!(of(b"1"), Malformed::NoPayload);
+        assert!(matches!(of(b"10"), Malformed::BadField { field: "format", .. }));
+        assert!(matches!(of(b"two"), Malformed::BadField { field: "format", .. }));
+    }
+
+    #[test]
     fn the_error_chain_is_bounded() {
         let mut task = decode(&[("payload", b"1")]).unwrap();
         for attempt in 1..=30 {
@@ -303,7 +378,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_entry_panics(fields in proptest::collection::vec(
-            ("(id|payload|key|attempt|deaths|enqueued_at|headers|errors|x)", proptest::collection::vec(any::<u8>(), 0..40)), 0..8)) {
+            ("(id|payload|key|attempt|deaths|enqueued_at|expires|snoozes|format|headers|errors|x)", proptest::collection::vec(any::<u8>(), 0..40)), 0..8)) {
             let fields = fields.into_iter().map(|(k, v)| (k.into_bytes(), v)).collect();
             let _ = Envelope::decode(1, StreamId::default(), fields, 30);
         }

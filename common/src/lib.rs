@@ -7,7 +7,7 @@
 //! # Layout
 //! - [`name`], [`id`] — how things are called
 //! - [`task`], [`envelope`] — what a stream entry says
-//! - [`retry`] — when a failure is tried again
+//! - [`retry`], [`priority`] — when a failure is tried again; what comes first
 //! - [`clock`] — how ages are measured on one machine
 //! - [`config`], [`telemetry`] — what every binary reads and writes
 //! - [`store`] — the whole Redis footprint
@@ -17,6 +17,7 @@ pub mod config;
 pub mod envelope;
 pub mod id;
 pub mod name;
+pub mod priority;
 pub mod retry;
 pub mod store;
 pub mod task;
@@ -24,6 +25,7 @@ pub mod telemetry;
 
 pub use id::{SessionId, StreamId, TaskId};
 pub use name::{Namespace, Queue, TaskType, Version};
+pub use priority::Priority;
 pub use store::{
     connect::{ConnectOptions, Store},
     error::StoreError,

@@ -117,7 +117,7 @@ impl Ledger {
                         self.last_failure = Some(task.clone());
                     }
                 }
-                Ended::Released => {}
+                Ended::Released | Ended::Snoozed | Ended::Other => {}
             }
         }
         self.groups.push(group);

@@ -42,6 +42,18 @@ pub enum EnqueueError {
         /// The limit in bytes.
         limit: usize,
     },
+    /// Another task has the unique key: nothing was enqueued.
+    #[error(
+        "task {by} has the unique key {key:?} of {queue}: nothing was enqueued; wait for it, or use .if_taken(IfTaken::Existing)"
+    )]
+    Taken {
+        /// The queue.
+        queue: Queue,
+        /// The key.
+        key: String,
+        /// The task that has it.
+        by: TaskId,
+    },
     /// The request was sent and no reply came: the task may or may not be enqueued.
     #[error(
         "no reply to the enqueue into {queue}: it may have happened; repeat it only if running twice is harmless, or use .id(…) / .idempotent() ({source})"
@@ -100,6 +112,7 @@ impl EnqueueError {
             | Self::Payload { .. }
             | Self::PayloadTooLarge { .. }
             | Self::KeyTooLong { .. }
+            | Self::Taken { .. }
             | Self::Refused { .. } => false,
         }
     }

@@ -27,7 +27,7 @@
 //!
 //! # Layout
 //! - [`producer`] — connecting, enqueueing one or many
-//! - [`options`] — key, id, idempotency of one enqueue
+//! - [`options`] — key, id, delay, priority, deadline, uniqueness of one enqueue
 //! - [`error`] — what can go wrong
 
 pub mod error;
@@ -35,6 +35,6 @@ pub mod options;
 pub mod producer;
 
 pub use error::EnqueueError;
-pub use options::{Enqueue, EnqueueMany};
+pub use options::{Enqueue, EnqueueMany, IfTaken};
 pub use producer::Producer;
-pub use switchback_common::{ConnectOptions, Namespace, Task, TaskId, TaskType};
+pub use switchback_common::{ConnectOptions, Namespace, Priority, Task, TaskId, TaskType};

@@ -3,10 +3,14 @@
 use std::{
     future::{Future, IntoFuture},
     pin::Pin,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use switchback_common::{TaskId, id::InvalidTaskId};
+use switchback_common::{
+    Priority, TaskId,
+    id::InvalidTaskId,
+    store::enqueue::{Start, Unique},
+};
 
 use crate::{error::EnqueueError, producer::Producer};
 
@@ -15,6 +19,77 @@ pub const DEFAULT_WINDOW: Duration = Duration::from_secs(24 * 3600);
 
 /// A future that an enqueue turns into.
 pub type Sending<'a, T> = Pin<Box<dyn Future<Output = Result<T, EnqueueError>> + Send + 'a>>;
+
+/// What holds for every task of one call.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    pub(crate) window: Duration,
+    pub(crate) priority: Priority,
+    pub(crate) start: Start,
+    pub(crate) expires: Option<String>,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self {
+            window: DEFAULT_WINDOW,
+            priority: Priority::Normal,
+            start: Start::Now,
+            expires: None,
+        }
+    }
+}
+
+/// What an enqueue does when another task has its unique key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum IfTaken {
+    /// It fails with [`EnqueueError::Taken`], which names the other task.
+    #[default]
+    Reject,
+    /// It enqueues nothing and gives the other task's id.
+    Existing,
+}
+
+/// Options that one enqueue and many have alike.
+macro_rules! terms {
+    () => {
+        /// Start it no sooner than this long after Redis took it.
+        pub fn delay(mut self, delay: Duration) -> Self {
+            self.terms.start = Start::In(delay);
+            self
+        }
+
+        /// Start it no sooner than at this time, by Redis's clock. A time that has passed means: now.
+        pub fn at(mut self, time: SystemTime) -> Self {
+            self.terms.start = Start::At(ms_since_1970(time));
+            self
+        }
+
+        /// Before or after the others of its queue. Defaults to [`Priority::Normal`].
+        pub fn priority(mut self, priority: Priority) -> Self {
+            self.terms.priority = priority;
+            self
+        }
+
+        /// Do not start it later than this long after it was enqueued: it becomes a dead letter, `expired`. By Redis's
+        /// clock; also holds for its later attempts.
+        pub fn expires_in(mut self, after: Duration) -> Self {
+            self.terms.expires = Some(format!("+{}", after.as_millis()));
+            self
+        }
+
+        /// Like [`expires_in`](Self::expires_in), at a time.
+        pub fn expires_at(mut self, time: SystemTime) -> Self {
+            self.terms.expires = Some(ms_since_1970(time).to_string());
+            self
+        }
+    };
+}
+
+fn ms_since_1970(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
 
 /// One task on its way. Await it to send it.
 #[derive(Debug)]
@@ -25,7 +100,10 @@ pub struct Enqueue<'a> {
     pub(crate) payload: Result<Vec<u8>, serde_json::Error>,
     pub(crate) key: Option<String>,
     pub(crate) id: Option<Result<TaskId, InvalidTaskId>>,
-    pub(crate) window: Duration,
+    pub(crate) remember: bool,
+    pub(crate) unique: Option<Unique>,
+    pub(crate) if_taken: IfTaken,
+    pub(crate) terms: Terms,
 }
 
 impl<'a> Enqueue<'a> {
@@ -38,20 +116,38 @@ impl<'a> Enqueue<'a> {
     /// Enqueue under this id, at most once within the [window](Self::window): safe to repeat. Matches `[A-Za-z0-9._-]{1,64}`.
     pub fn id(mut self, id: impl AsRef<str>) -> Self {
         self.id = Some(id.as_ref().parse());
+        self.remember = true;
         self
     }
 
     /// Like [`id`](Self::id) with a new random id. [`EnqueueError::OutcomeUnknown`] carries it for the repeat.
     pub fn idempotent(mut self) -> Self {
         self.id.get_or_insert_with(|| Ok(TaskId::random()));
+        self.remember = true;
         self
     }
 
-    /// How long the id is remembered. Defaults to 24 h.
+    /// How long the id is remembered, counted from when the task may start. Defaults to 24 h.
     pub fn window(mut self, window: Duration) -> Self {
-        self.window = window;
+        self.terms.window = window;
         self
     }
+
+    /// Enqueue it only if no other task was enqueued under this key within the last `hold`: one task per order, one
+    /// refresh per customer and minute… The key is held for all of `hold`, whether or not its task has ended. At most 256
+    /// bytes. What happens when the key is taken: see [`if_taken`](Self::if_taken).
+    pub fn unique(mut self, key: impl Into<String>, hold: Duration) -> Self {
+        self.unique = Some(Unique { key: key.into(), hold });
+        self
+    }
+
+    /// What happens when another task has the unique key. Defaults to [`IfTaken::Reject`].
+    pub fn if_taken(mut self, policy: IfTaken) -> Self {
+        self.if_taken = policy;
+        self
+    }
+
+    terms!();
 }
 
 impl<'a> IntoFuture for Enqueue<'a> {
@@ -74,7 +170,7 @@ pub struct EnqueueMany<'a> {
     pub(crate) task_type: &'a str,
     pub(crate) tasks: Vec<Draft>,
     pub(crate) ids: Option<Vec<Result<TaskId, InvalidTaskId>>>,
-    pub(crate) window: Duration,
+    pub(crate) terms: Terms,
 }
 
 impl<'a> EnqueueMany<'a> {
@@ -91,11 +187,13 @@ impl<'a> EnqueueMany<'a> {
         self
     }
 
-    /// How long the ids are remembered. Defaults to 24 h.
+    /// How long the ids are remembered, counted from when the tasks may start. Defaults to 24 h.
     pub fn window(mut self, window: Duration) -> Self {
-        self.window = window;
+        self.terms.window = window;
         self
     }
+
+    terms!();
 }
 
 impl<'a> IntoFuture for EnqueueMany<'a> {

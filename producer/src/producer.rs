@@ -12,7 +12,7 @@ use switchback_common::{
     id::InvalidTaskId,
     store::{
         connect::Link,
-        enqueue::{EnqueueStore, NewTask},
+        enqueue::{Added, EnqueueStore, NewTask},
     },
     telemetry::{TRACEPARENT, current_traceparent},
 };
@@ -20,7 +20,7 @@ use tokio::sync::RwLock;
 
 use crate::{
     error::EnqueueError,
-    options::{DEFAULT_WINDOW, Draft, Enqueue, EnqueueMany},
+    options::{Draft, Enqueue, EnqueueMany, IfTaken, Terms},
 };
 
 /// Tasks per MULTI, and batches on their way at once: enough to keep Redis busy, small enough not to hog it.
@@ -82,7 +82,7 @@ impl Producer {
         }
     }
 
-    /// Enqueues one task. One `XADD`.
+    /// Enqueues one task. One `XADD`, unless it is given an id, a delay, or a unique key: then one script.
     ///
     /// Awaiting it gives the task's id.
     pub fn enqueue<T: Task>(&self, task: &T) -> Enqueue<'_> {
@@ -101,7 +101,10 @@ impl Producer {
             payload,
             key: None,
             id: None,
-            window: DEFAULT_WINDOW,
+            remember: false,
+            unique: None,
+            if_taken: IfTaken::default(),
+            terms: Terms::default(),
         }
     }
 
@@ -129,29 +132,51 @@ impl Producer {
             task_type: T::TYPE,
             tasks,
             ids: None,
-            window: DEFAULT_WINDOW,
+            terms: Terms::default(),
         }
     }
 
     pub(crate) async fn send_one(self, request: Enqueue<'_>) -> Result<TaskId, EnqueueError> {
         let handle = self.queue(request.task_type)?;
-        let id = request.id.transpose()?;
-        let task = self.checked(&handle.queue, request.payload, request.key, id.clone(), headers())?;
-        let link = self.link(&handle.queue).await?;
-        let added = match &id {
-            None => handle.enqueue.add(&link, &task).await,
-            Some(id) => handle
-                .enqueue
-                .add_once(&link, std::slice::from_ref(&task), request.window)
-                .await
-                .map(|_| id.clone()),
+        let queue = &handle.queue;
+        let mut task = self.checked(
+            queue,
+            (request.key, request.payload),
+            request.id.transpose()?,
+            &request.terms,
+            headers(),
+        )?;
+        task.remember = request.remember.then_some(request.terms.window);
+        if let Some(unique) = request.unique {
+            check_key(queue, &unique.key)?;
+            task.unique = Some(unique);
+        }
+        let plain = task.is_plain();
+        if !plain {
+            // Known before it is sent, so that a lost reply can name it.
+            task.id.get_or_insert_with(TaskId::random);
+        }
+        let link = self.link(queue).await?;
+        let added = if plain {
+            handle.enqueue.add(&link, &task).await.map(Added::Yes)
+        } else {
+            let added = handle.enqueue.add_special(&link, std::slice::from_ref(&task)).await;
+            added.map(|mut one| one.remove(0))
         };
         match added {
-            Ok(id) => {
+            Ok(Added::Yes(id)) => {
                 self.announce(&handle).await;
                 Ok(id)
             }
-            Err(source) => Err(self.failed(&handle.queue, id.as_ref(), source).await),
+            Ok(Added::Taken { by }) => match request.if_taken {
+                IfTaken::Existing => Ok(by),
+                IfTaken::Reject => Err(EnqueueError::Taken {
+                    queue: queue.clone(),
+                    key: task.unique.map(|unique| unique.key).unwrap_or_default(),
+                    by,
+                }),
+            },
+            Err(source) => Err(self.failed(queue, task.id.as_ref(), source).await),
         }
     }
 
@@ -175,16 +200,20 @@ impl Producer {
         // Everything is checked before anything is sent.
         let mut tasks = Vec::with_capacity(total);
         for ((key, payload), id) in request.tasks.into_iter().zip(ids.drain(..)) {
-            tasks.push(self.checked(&handle.queue, payload, key, id, headers.clone())?);
+            let mut task = self.checked(&handle.queue, (key, payload), id, &request.terms, headers.clone())?;
+            task.remember = once.then_some(request.terms.window);
+            tasks.push(task);
         }
+        let plain = tasks.first().is_none_or(NewTask::is_plain);
         let link = self.link(&handle.queue).await?;
         let enqueue = &handle.enqueue;
         let link = &link;
         let sending = batches(tasks).into_iter().map(|batch| async move {
-            let sent = if once {
-                enqueue.add_once(link, &batch, request.window).await
-            } else {
+            let sent = if plain {
                 enqueue.add_many(link, &batch).await
+            } else {
+                let added = enqueue.add_special(link, &batch).await;
+                added.map(|added| added.into_iter().map(Added::into_id).collect())
             };
             (batch.len(), sent)
         });
@@ -218,9 +247,9 @@ impl Producer {
     fn checked(
         &self,
         queue: &Queue,
-        payload: Result<Vec<u8>, serde_json::Error>,
-        key: Option<String>,
+        (key, payload): Draft,
         id: Option<TaskId>,
+        terms: &Terms,
         headers: Option<String>,
     ) -> Result<NewTask, EnqueueError> {
         let payload = payload.map_err(|source| EnqueueError::Payload {
@@ -234,20 +263,18 @@ impl Producer {
                 limit: self.shared.max_payload,
             });
         }
-        if let Some(key) = &key
-            && key.len() > MAX_KEY_BYTES
-        {
-            return Err(EnqueueError::KeyTooLong {
-                queue: queue.clone(),
-                size: key.len(),
-                limit: MAX_KEY_BYTES,
-            });
+        if let Some(key) = &key {
+            check_key(queue, key)?;
         }
         Ok(NewTask {
             payload,
             key,
             id,
             headers,
+            priority: terms.priority,
+            expires: terms.expires.clone(),
+            start: terms.start,
+            ..NewTask::default()
         })
     }
 
@@ -301,6 +328,17 @@ impl Producer {
             tracing::warn!(%error, queue.name = %handle.queue, "the queue is not listed yet; its workers will list it");
         }
     }
+}
+
+fn check_key(queue: &Queue, key: &str) -> Result<(), EnqueueError> {
+    if key.len() > MAX_KEY_BYTES {
+        return Err(EnqueueError::KeyTooLong {
+            queue: queue.clone(),
+            size: key.len(),
+            limit: MAX_KEY_BYTES,
+        });
+    }
+    Ok(())
 }
 
 /// The trace that goes with a task, as JSON headers.

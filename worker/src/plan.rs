@@ -60,26 +60,29 @@ impl Plan {
     fn by_weight(&self, places: &[usize], free: usize) -> Vec<Want> {
         let visit = !self.hot[MAIN] || self.claims.is_multiple_of(VISIT_EVERY);
         let sides = || places.iter().copied().filter(|&stream| stream != MAIN);
-        let hot: usize = sides().filter(|&stream| self.hot[stream]).map(weight).sum();
-        // Everybody has one; the rest goes by weight.
-        let rest = free - places.len();
-        let whole = hot + weight(MAIN);
+        let hot = || sides().filter(|&stream| self.hot[stream]);
+        let visited = if visit { sides().count() - hot().count() } else { 0 };
+        let shared = free - visited;
+        let whole = hot().map(weight).sum::<usize>() + weight(MAIN);
         let mut left = free;
         let mut wants = Vec::with_capacity(places.len());
         for stream in sides() {
             let count = match self.hot[stream] {
-                true => 1 + rest * weight(stream) / whole,
+                true => (shared * weight(stream) / whole).max(1),
                 false => usize::from(visit),
-            };
+            }
+            .min(left);
             if count > 0 {
                 left -= count;
                 wants.push(Want { stream, count });
             }
         }
-        wants.push(Want {
-            stream: MAIN,
-            count: left,
-        });
+        if left > 0 {
+            wants.push(Want {
+                stream: MAIN,
+                count: left,
+            });
+        }
         wants
     }
 

@@ -162,7 +162,7 @@ async fn try_begin(
         id,
     });
     shared.renewer.add(&session);
-    shared.pushes.add(session.view.store().key(), &session);
+    shared.pushes.add(&session);
     tracing::info!(
         queue.name = %queue, session = %session.id, versions = ?spec.versions, concurrency = spec.concurrency,
         "session begun"

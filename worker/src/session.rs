@@ -110,7 +110,7 @@ pub(crate) struct Session {
     pub(crate) ruling_changed: Notify,
     /// There is more work than one claim took: a second claimer may help.
     pub(crate) busy: Notify,
-    /// A retry was scheduled.
+    /// A retry was scheduled, or a task enqueued that is due soon: look at what is delayed.
     pub(crate) retry_scheduled: Notify,
     /// Something may have been claimed and never seen: look now.
     pub(crate) look_for_lost: Notify,

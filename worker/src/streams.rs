@@ -72,7 +72,16 @@ impl Streams {
 
     /// The place of the lane of `version`, made if need be.
     pub(crate) fn lane(&self, version: &Version) -> usize {
-        let new = info(&self.store, &Key::Lane(self.queue.clone(), version.clone()));
+        self.place(&Key::Lane(self.queue.clone(), version.clone()))
+    }
+
+    /// The place of the stream for tasks of a format that we do not know.
+    pub(crate) fn newer(&self, format: u32) -> usize {
+        self.place(&Key::Newer(self.queue.clone(), format))
+    }
+
+    fn place(&self, key: &Key) -> usize {
+        let new = info(&self.store, key);
         let mut list = self.list.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = list.iter().position(|s| s.key == new.key) {
             return place;

@@ -14,7 +14,29 @@ use crate::{
     envelope::field,
     id::{StreamId, TaskId},
     name::Queue,
+    priority::Priority,
 };
+
+/// When a new task may start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Start {
+    /// As soon as there is a slot.
+    #[default]
+    Now,
+    /// So long after Redis takes it.
+    In(Duration),
+    /// At this time, ms since 1970 on Redis's clock.
+    At(u64),
+}
+
+/// A key under which one task at a time may be enqueued.
+#[derive(Debug, Clone)]
+pub struct Unique {
+    /// The key.
+    pub key: String,
+    /// How long the task has it.
+    pub hold: Duration,
+}
 
 /// A task as it goes into the stream.
 #[derive(Debug, Clone, Default)]
@@ -23,65 +45,118 @@ pub struct NewTask {
     pub payload: Vec<u8>,
     /// What percent and pins look at, when it is not the id.
     pub key: Option<String>,
-    /// An id of the caller's; needed for an idempotent enqueue.
+    /// An id of the caller's; whatever is not [plain](Self::is_plain) needs one.
     pub id: Option<TaskId>,
+    /// How long the id is remembered, so that a repeat enqueues nothing. Within a day of its end at most.
+    pub remember: Option<Duration>,
     /// JSON object of headers.
     pub headers: Option<String>,
+    /// Which stream it goes to.
+    pub priority: Priority,
+    /// The field `expires`, as it stands in the envelope.
+    pub expires: Option<String>,
+    /// When it may start.
+    pub start: Start,
+    /// The key it is alone under.
+    pub unique: Option<Unique>,
 }
 
 impl NewTask {
-    fn fields(&self) -> Vec<(&'static str, Vec<u8>)> {
-        let mut out = Vec::with_capacity(4);
-        if let Some(id) = &self.id {
-            out.push((field::ID, id.to_string().into_bytes()));
-        }
-        out.push((field::PAYLOAD, self.payload.clone()));
-        if let Some(key) = &self.key {
-            out.push((field::KEY, key.clone().into_bytes()));
-        }
-        if let Some(headers) = &self.headers {
-            out.push((field::HEADERS, headers.clone().into_bytes()));
-        }
-        out
+    /// Whether one `XADD` is all it takes.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.remember.is_none() && self.start == Start::Now && self.unique.is_none()
     }
 
-    fn xadd(&self, stream: &str) -> Cmd {
-        let mut cmd = Cmd::with_capacity(10, self.payload.len() + 128);
-        cmd.arg("XADD").arg(stream).arg("*");
-        if let Some(id) = &self.id {
-            cmd.arg(field::ID).arg(id.to_string());
+    fn fields(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
+        let payload = (field::PAYLOAD, self.payload.as_slice());
+        fn text<'a>(name: &'static str, value: Option<&'a str>) -> Option<(&'static str, &'a [u8])> {
+            value.map(|value| (name, value.as_bytes()))
         }
-        cmd.arg(field::PAYLOAD).arg(self.payload.as_slice());
-        if let Some(key) = &self.key {
-            cmd.arg(field::KEY).arg(key);
-        }
-        if let Some(headers) = &self.headers {
-            cmd.arg(field::HEADERS).arg(headers);
-        }
-        cmd
+        std::iter::once(payload).chain(
+            [
+                text(field::KEY, self.key.as_deref()),
+                text(field::HEADERS, self.headers.as_deref()),
+                text(field::PRIORITY, self.priority.field()),
+                text(field::EXPIRES, self.expires.as_deref()),
+                text(field::UNIQUE, self.unique.as_ref().map(|unique| unique.key.as_str())),
+            ]
+            .into_iter()
+            .flatten(),
+        )
     }
 }
+
+/// What became of an enqueue that looks before it adds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Added {
+    /// The task is enqueued, now or by an earlier try.
+    Yes(TaskId),
+    /// Another task has the unique key: nothing was enqueued.
+    Taken {
+        /// The task that has it.
+        by: TaskId,
+    },
+}
+
+impl Added {
+    /// The task that is there now.
+    #[must_use]
+    pub fn into_id(self) -> TaskId {
+        match self {
+            Self::Yes(id) | Self::Taken { by: id } => id,
+        }
+    }
+}
+
+/// Longest expiry Redis takes without complaint, and a score that a double can hold: over a century, in ms.
+const MAX_MS: u64 = 1 << 42;
 
 /// Enqueues into one queue.
 #[derive(Debug, Clone)]
 pub struct EnqueueStore {
     store: Store,
     queue: Queue,
-    stream: String,
-    salt: u32,
+    /// Main, high, low: text and salt.
+    streams: [(String, u32); 3],
 }
 
 impl EnqueueStore {
-    /// The queue's main stream.
+    /// The queue's streams.
     #[must_use]
     pub fn new(store: &Store, queue: &Queue) -> Self {
-        let stream = store.keyspace().render(&Key::Stream(queue.clone()));
+        let stream = |key: fn(Queue) -> Key| {
+            let text = store.keyspace().render(&key(queue.clone()));
+            let salt = crate::id::stream_salt(&text);
+            (text, salt)
+        };
         Self {
-            salt: crate::id::stream_salt(&stream),
-            stream,
+            streams: [stream(Key::Stream), stream(Key::High), stream(Key::Low)],
             store: store.clone(),
             queue: queue.clone(),
         }
+    }
+
+    fn place(priority: Priority) -> usize {
+        match priority {
+            Priority::Normal => 0,
+            Priority::High => 1,
+            Priority::Low => 2,
+        }
+    }
+
+    fn xadd(&self, task: &NewTask) -> Cmd {
+        let mut cmd = Cmd::with_capacity(10, task.payload.len() + 128);
+        cmd.arg("XADD")
+            .arg(&self.streams[Self::place(task.priority)].0)
+            .arg("*");
+        if let Some(id) = &task.id {
+            cmd.arg(field::ID).arg(id.to_string());
+        }
+        for (name, value) in task.fields() {
+            cmd.arg(name).arg(value);
+        }
+        cmd
     }
 
     fn id_of(&self, task: &NewTask, value: Value) -> Result<TaskId, StoreError> {
@@ -90,19 +165,19 @@ impl EnqueueStore {
         }
         let bytes = reply::bytes("XADD", value)?;
         let entry = StreamId::parse(&bytes).ok_or_else(|| reply::unexpected("XADD", &Value::BulkString(bytes)))?;
-        Ok(TaskId::of_entry(self.salt, entry))
+        Ok(TaskId::of_entry(self.streams[Self::place(task.priority)].1, entry))
     }
 
-    /// Adds one task.
+    /// Adds one plain task.
     ///
     /// # Errors
     /// When Redis refuses it or does not answer; see [`StoreError::is_outcome_unknown`].
     pub async fn add(&self, link: &Link, task: &NewTask) -> Result<TaskId, StoreError> {
-        let value = link.run(task.xadd(&self.stream)).await?;
+        let value = link.run(self.xadd(task)).await?;
         self.id_of(task, value)
     }
 
-    /// Adds tasks in one MULTI: all or none, and idle workers wake once, after the last.
+    /// Adds plain tasks in one MULTI: all or none, and idle workers wake once, after the last.
     ///
     /// # Errors
     /// As [`EnqueueStore::add`], for the whole batch.
@@ -112,43 +187,86 @@ impl EnqueueStore {
         }
         let mut pipe = Pipeline::with_capacity(tasks.len());
         for task in tasks {
-            pipe.add_command(task.xadd(&self.stream));
+            pipe.add_command(self.xadd(task));
         }
         let ids = reply::array("XADD", link.run_atomic(&mut pipe).await?)?;
         tasks.iter().zip(ids).map(|(task, id)| self.id_of(task, id)).collect()
     }
 
-    /// Adds tasks that have ids, each at most once within `window`. Safe to repeat.
+    /// Adds tasks that are more than an entry, all in one script. A task without an id is given one. Repeating the call
+    /// with the same ids is safe as far as they are [remembered](NewTask::remember), the task is still delayed, or it
+    /// still has its unique key.
     ///
     /// # Errors
     /// When Redis refuses or does not answer.
-    pub async fn add_once(&self, link: &Link, tasks: &[NewTask], window: Duration) -> Result<Vec<TaskId>, StoreError> {
+    pub async fn add_special(&self, link: &Link, tasks: &[NewTask]) -> Result<Vec<Added>, StoreError> {
         if tasks.is_empty() {
             return Ok(Vec::new());
         }
-        let ids: Vec<TaskId> = tasks
-            .iter()
-            .map(|task| task.id.clone().unwrap_or_else(TaskId::random))
-            .collect();
-        let mut call = script::ENQUEUE_ONCE.prepare_invoke();
-        call.key(&self.stream);
-        for id in &ids {
-            let marker = Key::UniqueId(self.queue.clone(), id.to_string());
-            call.key(self.store.keyspace().render(&marker));
+        let queue = &self.queue;
+        let key = |key: Key| self.store.keyspace().render(&key);
+        let mut call = script::ENQUEUE.prepare_invoke();
+        for (stream, _) in &self.streams {
+            call.key(stream);
         }
-        // Redis refuses other expiry times, and the script would learn that only after its XADD.
-        call.arg(u64::try_from(window.as_millis()).unwrap_or(u64::MAX).clamp(1, 1 << 42));
-        for (task, id) in tasks.iter().zip(&ids) {
-            let mut task = task.clone();
-            task.id = Some(id.clone());
-            let fields = task.fields();
-            call.arg(fields.len());
-            for (name, value) in fields {
+        call.key(key(Key::Delayed(queue.clone())))
+            .key(key(Key::Envelope(queue.clone())))
+            .key(key(Key::Wake(queue.clone())));
+        let mut ids = Vec::with_capacity(tasks.len());
+        let mut keys = 6;
+        for task in tasks {
+            let id = task.id.clone().unwrap_or_else(TaskId::random);
+            let (base, ms) = match task.start {
+                Start::Now => ("now", 0),
+                Start::In(delay) => ("in", millis(delay)),
+                Start::At(ms) => ("at", ms.min(MAX_MS)),
+            };
+            call.arg(id.to_string()).arg(Self::place(task.priority) + 1);
+            let mut marker = |marker: Option<(Key, Duration)>| {
+                let Some((name, keep)) = marker else {
+                    call.arg(0).arg(0);
+                    return;
+                };
+                keys += 1;
+                call.key(key(name)).arg(keys).arg(millis(keep).max(1));
+            };
+            // Also past the time it waits: the window begins when the task may start.
+            let wait = if let Start::In(delay) = task.start {
+                delay
+            } else {
+                Duration::ZERO
+            };
+            marker(
+                task.remember
+                    .map(|keep| (Key::UniqueId(queue.clone(), id.to_string()), keep.saturating_add(wait))),
+            );
+            marker(
+                task.unique
+                    .as_ref()
+                    .map(|unique| (Key::UniqueKey(queue.clone(), unique.key.clone()), unique.hold)),
+            );
+            call.arg(base).arg(ms).arg(task.fields().count() + 1);
+            call.arg(field::ID).arg(id.to_string());
+            for (name, value) in task.fields() {
                 call.arg(name).arg(value);
             }
+            ids.push(id);
         }
-        link.run_script(&call).await?;
-        Ok(ids)
+        let (_, mut words) = reply::verdict("enqueue", link.run_script(&call).await?)?;
+        let mut added = Vec::with_capacity(tasks.len());
+        for id in ids {
+            let mut next = || reply::text("enqueue", words.next().unwrap_or(Value::Nil));
+            let (word, text) = (next()?, next()?);
+            added.push(match word.as_str() {
+                "taken" => Added::Taken {
+                    by: text
+                        .parse()
+                        .map_err(|_| reply::unexpected("enqueue", &Value::SimpleString(text)))?,
+                },
+                _ => Added::Yes(id),
+            });
+        }
+        Ok(added)
     }
 
     /// Puts the queue into its namespace's directory, so that `queue ls` shows it before any worker came.
@@ -160,4 +278,8 @@ impl EnqueueStore {
             .announce()
             .await
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).min(MAX_MS)
 }

@@ -10,7 +10,7 @@ use super::{
     reply::{self, Entry, field_number, field_text},
 };
 use crate::{
-    envelope::Fields,
+    envelope::{FORMAT, Fields, MAX_FORMAT},
     id::{StreamId, TaskId, stream_salt},
     name::{Namespace, Queue, TaskType, Version},
 };
@@ -59,6 +59,8 @@ pub struct QueueDepth {
     pub suspect: GroupInfo,
     /// The lanes of every known version.
     pub lanes: Vec<(Version, GroupInfo)>,
+    /// Tasks of a format newer than this release knows, left for workers that know it.
+    pub newer: u64,
     /// Delayed tasks: retries not yet due.
     pub delayed: u64,
     /// Dead letters.
@@ -207,6 +209,16 @@ pub async fn depth(store: &Store, queue: &Queue) -> Result<QueueDepth, StoreErro
     let mut cmd = Cmd::new();
     cmd.arg("ZCARD").arg(key(Key::Delayed(queue.clone())));
     let delayed = reply::count("ZCARD", &link.run(cmd).await?)?;
+    let mut newer = redis::pipe();
+    for format in FORMAT + 1..=MAX_FORMAT {
+        newer.cmd("XLEN").arg(key(Key::Newer(queue.clone(), format)));
+    }
+    let newer = link.run_pipe(&mut newer).await?;
+    let newer = newer
+        .into_iter()
+        .flatten()
+        .map(|n| reply::count("XLEN", &n))
+        .sum::<Result<u64, _>>()?;
     let mut cmd = Cmd::new();
     cmd.arg("XLEN").arg(key(Key::Dead(queue.clone())));
     let dead = reply::count("XLEN", &link.run(cmd).await?)?;
@@ -218,6 +230,7 @@ pub async fn depth(store: &Store, queue: &Queue) -> Result<QueueDepth, StoreErro
         low: group(store, &low).await?,
         suspect: group(store, &suspect).await?,
         lanes,
+        newer,
         delayed,
         dead,
     })

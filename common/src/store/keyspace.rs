@@ -32,6 +32,9 @@ pub enum Key {
     Suspect(Queue),
     /// STREAM · per queue and version · tasks the gate gave to a version that the claiming worker lacks.
     Lane(Queue, Version),
+    /// STREAM · per queue and format · tasks of a format that the workers which claimed them do not know; read by those of
+    /// the release that does.
+    Newer(Queue, u32),
     /// ZSET · per queue · task id by due time (ms): retrying tasks.
     Delayed(Queue),
     /// HASH · per queue · task id -> packed entry fields of a delayed task. Same life as its zset member.
@@ -40,6 +43,9 @@ pub enum Key {
     Dead(Queue),
     /// HASH · per queue · **for people**: `active candidate percent pins paused`, one-shot `only inflight by why`.
     Gate(Queue),
+    /// STRING · per queue · never stays: touched so that workers, which are told of every write below `sb:gate:`, look for
+    /// delayed tasks. A key of its own, because producers touch it and must not need to write gates.
+    Wake(Queue),
     /// HASH · per queue · scripts only: `rev digest prev sealed_at seen ops` and the sealed values.
     GateState(Queue),
     /// STREAM · per queue · every gate revision; about 10 000 entries.
@@ -55,8 +61,10 @@ pub enum Key {
     Log(Queue),
     /// HASH · per queue and minute of Redis's clock · `<version>:<done|retried|dead|…>` counters; TTL 25 h.
     Stats(Queue, u64),
-    /// STRING, PX · per idempotent enqueue · the entry id of the first try.
+    /// STRING, PX · per idempotent enqueue · the entry id of the first try, or `delayed`.
     UniqueId(Queue, String),
+    /// STRING, PX · per unique key · the id of the task that has it.
+    UniqueKey(Queue, String),
     /// SET · per namespace · directory of its queues. The only key outside a queue's slot.
     Queues(Namespace),
 }
@@ -113,7 +121,7 @@ impl Keyspace {
         }
     }
 
-    /// The one prefix that covers every gate and nothing else, for `CLIENT TRACKING … PREFIX`.
+    /// The one prefix that covers every gate and what wakes workers, for `CLIENT TRACKING … PREFIX`.
     #[must_use]
     pub fn gate_prefix(&self) -> String {
         format!("{}:gate:", self.prefix)
@@ -129,10 +137,12 @@ impl Keyspace {
             Key::Head(q) => ("head", q),
             Key::Suspect(q) => ("suspect", q),
             Key::Lane(q, _) => ("lane", q),
+            Key::Newer(q, _) => ("newer", q),
             Key::Delayed(q) => ("delayed", q),
             Key::Envelope(q) => ("envelope", q),
             Key::Dead(q) => ("dead", q),
             Key::Gate(q) => ("gate", q),
+            Key::Wake(q) => ("gate:wake", q),
             Key::GateState(q) => ("gatestate", q),
             Key::History(q) => ("history", q),
             Key::Versions(q) => ("versions", q),
@@ -140,7 +150,7 @@ impl Keyspace {
             Key::Sessions(q) => ("sessions", q),
             Key::Log(q) => ("log", q),
             Key::Stats(q, _) => ("stats", q),
-            Key::UniqueId(q, _) => ("unique", q),
+            Key::UniqueId(q, _) | Key::UniqueKey(q, _) => ("unique", q),
             Key::Queues(namespace) => return format!("{prefix}:queues:{{{namespace}}}"),
         };
         let _ = write!(out, "{prefix}:{kind}:{{{}:{}}}", queue.namespace, queue.task_type);
@@ -148,9 +158,11 @@ impl Keyspace {
             Key::High(_) => write!(out, ":high"),
             Key::Low(_) => write!(out, ":low"),
             Key::Lane(_, version) => write!(out, ":{version}"),
+            Key::Newer(_, format) => write!(out, ":{format}"),
             Key::Lease(_, session) => write!(out, ":{session}"),
             Key::Stats(_, minute) => write!(out, ":{minute}"),
             Key::UniqueId(_, id) => write!(out, ":id:{id}"),
+            Key::UniqueKey(_, key) => write!(out, ":key:{key}"),
             Key::Stream(_)
             | Key::Head(_)
             | Key::Suspect(_)
@@ -158,6 +170,7 @@ impl Keyspace {
             | Key::Envelope(_)
             | Key::Dead(_)
             | Key::Gate(_)
+            | Key::Wake(_)
             | Key::GateState(_)
             | Key::History(_)
             | Key::Versions(_)
@@ -192,21 +205,32 @@ impl Keyspace {
             ("head", None) => Key::Head(queue),
             ("suspect", None) => Key::Suspect(queue),
             ("lane", Some(version)) => Key::Lane(queue, version.parse().ok()?),
+            ("newer", Some(format)) => Key::Newer(queue, number(format)?),
             ("delayed", None) => Key::Delayed(queue),
             ("envelope", None) => Key::Envelope(queue),
             ("dead", None) => Key::Dead(queue),
             ("gate", None) => Key::Gate(queue),
+            ("gate:wake", None) => Key::Wake(queue),
             ("gatestate", None) => Key::GateState(queue),
             ("history", None) => Key::History(queue),
             ("versions", None) => Key::Versions(queue),
             ("lease", Some(session)) => Key::Lease(queue, SessionId::from_found(session)),
             ("sessions", None) => Key::Sessions(queue),
             ("log", None) => Key::Log(queue),
-            ("stats", Some(minute)) => Key::Stats(queue, minute.parse().ok()?),
-            ("unique", Some(tail)) => Key::UniqueId(queue, tail.strip_prefix("id:")?.to_owned()),
+            ("stats", Some(minute)) => Key::Stats(queue, number(minute)?),
+            ("unique", Some(tail)) => match tail.split_once(':')? {
+                ("id", id) => Key::UniqueId(queue, id.to_owned()),
+                ("key", key) => Key::UniqueKey(queue, key.to_owned()),
+                _ => return None,
+            },
             _ => return None,
         })
     }
+}
+
+/// A number in its one spelling.
+fn number<N: std::str::FromStr + ToString>(text: &str) -> Option<N> {
+    text.parse().ok().filter(|n: &N| n.to_string() == text)
 }
 
 impl Key {
@@ -216,7 +240,8 @@ impl Key {
         [Self::Stream, Self::Head, Self::High, Self::Low, Self::Suspect].map(|key| key(queue.clone()))
     }
 
-    /// What the log, and people, call a stream: `main`, `high`, `low`, `head`, `suspect` or `lane:<version>`; empty for
+    /// What the log, and people, call a stream: `main`, `high`, `low`, `head`, `suspect`, `lane:<version>` or
+    /// `newer:<format>`; empty for
     /// what is no stream of tasks.
     #[must_use]
     pub fn label(&self) -> String {
@@ -227,10 +252,12 @@ impl Key {
             Self::Head(_) => "head".to_owned(),
             Self::Suspect(_) => "suspect".to_owned(),
             Self::Lane(_, version) => format!("lane:{version}"),
+            Self::Newer(_, format) => format!("newer:{format}"),
             Self::Delayed(_)
             | Self::Envelope(_)
             | Self::Dead(_)
             | Self::Gate(_)
+            | Self::Wake(_)
             | Self::GateState(_)
             | Self::History(_)
             | Self::Versions(_)
@@ -239,6 +266,7 @@ impl Key {
             | Self::Log(_)
             | Self::Stats(..)
             | Self::UniqueId(..)
+            | Self::UniqueKey(..)
             | Self::Queues(_) => String::new(),
         }
     }
@@ -253,6 +281,7 @@ impl Key {
             | Self::Head(_)
             | Self::Suspect(_)
             | Self::Lane(..)
+            | Self::Newer(..)
             | Self::Dead(_)
             | Self::History(_)
             | Self::Log(_) => KeyType::Stream,
@@ -262,7 +291,7 @@ impl Key {
             | Self::Versions(_)
             | Self::Sessions(_)
             | Self::Stats(..) => KeyType::Hash,
-            Self::Lease(..) | Self::UniqueId(..) => KeyType::String,
+            Self::Lease(..) | Self::UniqueId(..) | Self::UniqueKey(..) | Self::Wake(_) => KeyType::String,
             Self::Queues(_) => KeyType::Set,
             Self::Delayed(_) => KeyType::Zset,
         }
@@ -278,14 +307,14 @@ mod tests {
     proptest! {
         #[test]
         fn every_key_reads_back(ns in "[A-Za-z0-9._-]{1,64}", ty in "[A-Za-z0-9._-]{1,64}",
-                                tail in "[A-Za-z0-9._-]{1,64}", minute: u64, prefix in "[a-z]{1,8}") {
+                                tail in "[A-Za-z0-9._-]{1,64}", minute: u64, prefix in "[a-z]{1,8}", format: u32) {
             let keyspace = Keyspace::new(&prefix).unwrap();
             let q = || Queue::new(ns.parse().unwrap(), ty.parse().unwrap());
             let keys = [
-                Key::Stream(q()), Key::High(q()), Key::Low(q()), Key::Head(q()), Key::Suspect(q()), Key::Lane(q(), tail.parse().unwrap()), Key::Delayed(q()),
-                Key::Envelope(q()), Key::Dead(q()), Key::Gate(q()), Key::GateState(q()), Key::History(q()),
+                Key::Stream(q()), Key::High(q()), Key::Low(q()), Key::Head(q()), Key::Suspect(q()), Key::Lane(q(), tail.parse().unwrap()), Key::Delayed(q()), Key::Newer(q(), format),
+                Key::Envelope(q()), Key::Dead(q()), Key::Gate(q()), Key::Wake(q()), Key::GateState(q()), Key::History(q()),
                 Key::Versions(q()), Key::Lease(q(), SessionId::from_found(&tail)), Key::Sessions(q()), Key::Log(q()),
-                Key::Stats(q(), minute), Key::UniqueId(q(), tail.clone()), Key::Queues(ns.parse().unwrap()),
+                Key::Stats(q(), minute), Key::UniqueId(q(), tail.clone()), Key::UniqueKey(q(), tail.clone()), Key::Queues(ns.parse().unwrap()),
             ];
             for key in keys {
                 let text = keyspace.render(&key);

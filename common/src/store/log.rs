@@ -30,6 +30,12 @@ pub enum Ended {
     /// It was given back; the attempt does not count.
     #[serde(rename = "released")]
     Released,
+    /// Its handler put it off; the attempt does not count.
+    #[serde(rename = "snoozed")]
+    Snoozed,
+    /// A word of a newer release.
+    #[serde(other, rename = "other")]
+    Other,
 }
 
 impl Ended {
@@ -41,6 +47,8 @@ impl Ended {
             Self::Retried => "retried",
             Self::Dead => "dead",
             Self::Released => "released",
+            Self::Snoozed => "snoozed",
+            Self::Other => "other",
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use switchback_common::{
     StoreError, StreamId, TaskId,
     clock::Moment,
-    envelope::{Envelope, field},
+    envelope::{Envelope, Malformed, field},
     store::{
         claim::{Claim, Claimer, Want, unblock},
         reply::Entry,
@@ -301,7 +301,8 @@ fn dispatch(
         return;
     };
     let bytes = fields.iter().map(|(name, value)| name.len() + value.len()).sum();
-    let has_id = fields.iter().any(|(name, _)| name == field::ID.as_bytes());
+    let has = |name: &str| fields.iter().any(|(n, _)| n == name.as_bytes());
+    let (has_id, has_time) = (has(field::ID), has(field::ENQUEUED_AT));
     match Envelope::decode(info.salt, entry.id, fields, session.spec.max_payload) {
         Ok(envelope) => {
             let task = Claimed {
@@ -318,6 +319,22 @@ fn dispatch(
                 // P6: one too many; back in line, ahead of the others.
                 let _ = session.outcomes.send(Message::Outcome(attempt::moved(&task, HEAD)));
             }
+        }
+        Err(Malformed::Newer { format }) => {
+            // A release that knows it will run it; here it waits, unburnt (P6).
+            tracing::error!(
+                queue.name = %session.queue, entry = %entry.id, task.format = format,
+                "a task is of a newer format than this worker knows; it waits for a worker of that release"
+            );
+            let mut fields = vec![];
+            if !has_id {
+                fields.push((field::ID, TaskId::of_entry(info.salt, entry.id).to_string()));
+            }
+            if !has_time {
+                fields.push((field::ENQUEUED_AT, entry.id.ms.to_string()));
+            }
+            let to = session.streams.newer(format);
+            finish_unrun(session, place, entry.id, bytes, Some((Fate::Move { to }, fields)));
         }
         Err(malformed) => {
             // Set aside with its bytes: Redis copies the entry as it is.

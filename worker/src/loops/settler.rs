@@ -196,7 +196,13 @@ fn build(session: &Session, outcomes: &[Outcome]) -> Batch {
 
 /// Adds a group's attempts to the counters of its version: counted first, named once.
 fn count(counters: &mut BTreeMap<String, u64>, group: &AttemptGroup) {
-    const ENDED: [Ended; 4] = [Ended::Done, Ended::Retried, Ended::Dead, Ended::Released];
+    const ENDED: [Ended; 5] = [
+        Ended::Done,
+        Ended::Retried,
+        Ended::Dead,
+        Ended::Released,
+        Ended::Snoozed,
+    ];
     let mut ended = [0_u64; ENDED.len()];
     let mut took = [0_u64; BUCKETS_MS.len() + 1];
     for row in &group.tasks {

@@ -1,4 +1,3 @@
-#!lua flags=allow-oom
 -- queue/entry.lua — what scripts that move entries share: reading, overriding and packing their fields.
 -- KEYS  by the script that follows
 -- ARGV  by the script that follows
