@@ -10,6 +10,7 @@ pub mod gate;
 pub mod inspect;
 pub mod keyspace;
 pub mod log;
+pub mod moves;
 pub mod push;
 pub mod reply;
 mod script;

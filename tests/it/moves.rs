@@ -8,8 +8,8 @@ use switchback_common::{
     store::{
         inspect,
         keyspace::Key,
+        moves::{promote, sweep},
         session::{Lives, Reaped},
-        settle::{promote, sweep},
     },
 };
 

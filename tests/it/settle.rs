@@ -173,7 +173,7 @@ async fn a_retry_waits_with_every_field_it_had_whatever_the_bytes() {
         .unwrap();
     assert_eq!(found.place, "delayed");
 
-    switchback_common::store::settle::promote(&q.store, &q.queue)
+    switchback_common::store::moves::promote(&q.store, &q.queue)
         .await
         .unwrap();
     let (_, fields) = q.entries(&main).await.pop().unwrap();
@@ -203,7 +203,7 @@ async fn two_tasks_with_one_id_do_not_replace_each_other_while_they_wait() {
         let batch = single(id, Fate::Retry { due_ms: 1 }, &[("id", "same")]);
         assert_eq!(settler.settle(&batch).await.unwrap(), yes(&[], &[true]));
     }
-    let promoted = switchback_common::store::settle::promote(&q.store, &q.queue)
+    let promoted = switchback_common::store::moves::promote(&q.store, &q.queue)
         .await
         .unwrap();
     assert_eq!(promoted.moved, 2);
@@ -367,7 +367,7 @@ async fn a_full_redis_still_settles() {
         .extend(single(ids[2], Fate::Retry { due_ms: 1 }, &[("id", "b")]).singles);
     assert_eq!(settler.settle(&batch).await.unwrap(), yes(&[1], &[true, true]));
     assert_eq!(
-        switchback_common::store::settle::promote(&q.store, &q.queue)
+        switchback_common::store::moves::promote(&q.store, &q.queue)
             .await
             .unwrap()
             .moved,

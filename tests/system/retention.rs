@@ -78,3 +78,86 @@ async fn a_running_task_is_never_trimmed() {
     assert_eq!(oldest, first, "the running task is still there");
     assert_eq!(fixture.depth().await.waiting(), 200);
 }
+
+// P10: what lies behind a long attempt goes all the same; P1: the attempt itself, and what waits, stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_attempt_does_not_pin_what_lies_behind_it() {
+    let mut fixture = Fixture::new().await;
+    let seen = keeping(&mut fixture, 100).await;
+    fixture.enqueue_one(1, "hang").await;
+    fixture.enqueue_one(2, "hang").await;
+    eventually("both run", patience(Duration::from_secs(5)), async || {
+        seen.all().len() == 2
+    })
+    .await;
+    let Value::Array(first) = fixture.raw(&["XRANGE", STREAM, "-", "+"]).await else {
+        panic!("an array")
+    };
+    let next = AtomicU64::new(10);
+    eventually(
+        "what is done behind them is let go",
+        patience(Duration::from_secs(20)),
+        async || {
+            let from = next.fetch_add(200, Ordering::SeqCst);
+            fixture.enqueue(from..from + 200).await;
+            eventually("done", patience(Duration::from_secs(10)), async || {
+                fixture.depth().await.in_flight() == 2 && fixture.depth().await.waiting() == 0
+            })
+            .await;
+            let length = length(&fixture).await;
+            if from > 2_000 && length < 1_000 {
+                Ok(())
+            } else {
+                Err(format!("{length} of {from}"))
+            }
+        },
+    )
+    .await;
+    let Value::Array(oldest) = fixture.raw(&["XRANGE", STREAM, "-", "+", "COUNT", "2"]).await else {
+        panic!("an array")
+    };
+    assert_eq!(oldest, first, "the running tasks are still there");
+    assert!(length(&fixture).await >= 100, "the newest are kept");
+    assert!(fixture.depth().await.main.lag.is_some(), "Redis still knows what waits");
+}
+
+// P1: a million waiting tasks, trimming all the while; none is touched.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_million_waiting_tasks_are_not_trimmed() {
+    const BULK: &str =
+        "for n = 1, 50000 do redis.call('XADD', KEYS[1], '*', 'payload', '{\"n\":' .. ARGV[1] + n .. '}') end";
+    let mut fixture = Fixture::new().await;
+    for chunk in 0..20_u64 {
+        let from = (chunk * 50_000).to_string();
+        fixture.raw(&["EVAL", BULK, "1", STREAM, &from]).await;
+    }
+    let seen = keeping(&mut fixture, 100).await;
+    let start = |version: &'static str| [("paused", version)];
+    eventually(
+        "some are done, and trimmed",
+        patience(Duration::from_secs(30)),
+        async || {
+            let (done, length) = (seen.all().len(), length(&fixture).await);
+            if done > 10_000 && length < 995_000 {
+                Ok(())
+            } else {
+                Err(format!("{done} done, {length} left"))
+            }
+        },
+    )
+    .await;
+    fixture.set(&start("1")).await;
+    eventually("what ran has ended", patience(Duration::from_secs(10)), async || {
+        fixture.depth().await.in_flight() == 0
+    })
+    .await;
+    // The head may hold what a pause gave back.
+    let depth = fixture.depth().await;
+    let done = seen.all().len() as u64;
+    assert_eq!(depth.waiting() + done, 1_000_000, "{depth:?}");
+    let Value::Array(newest) = fixture.raw(&["XREVRANGE", STREAM, "+", "-", "COUNT", "1"]).await else {
+        panic!("an array")
+    };
+    assert!(format!("{newest:?}").contains("1000000"));
+    assert!(length(&fixture).await as u64 >= depth.main.waiting());
+}

@@ -22,7 +22,7 @@ pub struct GroupInfo {
     pub length: u64,
     /// Delivered and not settled.
     pub pending: u64,
-    /// Not delivered yet; `None` if Redis cannot say.
+    /// Not delivered yet; `None` if nobody can say.
     pub lag: Option<u64>,
     /// The newest entry delivered.
     pub last_delivered: StreamId,
@@ -161,6 +161,21 @@ pub async fn group(store: &Store, stream: &str) -> Result<GroupInfo, StoreError>
             info.last_delivered =
                 StreamId::parse(field_text(&fields, "last-delivered-id").as_bytes()).unwrap_or_default();
         }
+    }
+    if let (true, None, Some(read)) = (info.exists, info.lag, info.entries_read) {
+        // Redis does not say how much waits while the last entry delivered is a deleted one, as after a move. What it
+        // has counted tells: all that was ever added, less what was ever read.
+        let mut cmd = Cmd::new();
+        cmd.arg("XINFO").arg("STREAM").arg(stream);
+        let items = match link.run(cmd).await? {
+            Value::Map(pairs) => pairs.into_iter().flat_map(|(k, v)| [k, v]).collect(),
+            other => reply::array("XINFO STREAM", other)?,
+        };
+        let added = items.chunks(2).find_map(|pair| match pair {
+            [Value::BulkString(name), Value::Int(n)] if name == b"entries-added" => u64::try_from(*n).ok(),
+            _ => None,
+        });
+        info.lag = added.map(|added| added.saturating_sub(read).min(info.length));
     }
     Ok(info)
 }

@@ -34,6 +34,7 @@ scripts! {
     REAP = ALLOW_OOM, ENTRY, include_str!("session/reap.lua");
     SETTLE = ALLOW_OOM, ENTRY, include_str!("queue/settle.lua");
     PROMOTE = ALLOW_OOM, ENTRY, include_str!("queue/promote.lua");
+    PRUNE = include_str!("queue/prune.lua");
     SWEEP = ALLOW_OOM, ENTRY, include_str!("queue/sweep.lua");
     ENQUEUE = ENTRY, include_str!("queue/enqueue.lua");
 }

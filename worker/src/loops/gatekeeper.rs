@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use switchback_common::{
     StoreError, Version,
     clock::Moment,
-    store::{inspect, session::Lives, settle},
+    store::{inspect, moves, session::Lives},
 };
 
 use crate::session::Session;
@@ -78,7 +78,7 @@ async fn sweep(session: &Session, gate: &switchback_gates::Gate) -> Result<(), S
         }
         let mut total = 0;
         loop {
-            let moved = settle::sweep(&session.store, &session.queue, &version, &session.id).await?;
+            let moved = moves::sweep(&session.store, &session.queue, &version, &session.id).await?;
             total += moved;
             if moved == 0 || session.closing.is_cancelled() {
                 break;

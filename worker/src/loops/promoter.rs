@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use switchback_common::store::settle;
+use switchback_common::store::moves;
 
 use crate::session::Session;
 
@@ -12,7 +12,7 @@ const LONGEST_WAIT: Duration = Duration::from_millis(500);
 /// Promotes until the session closes.
 pub(crate) async fn run(session: Arc<Session>) {
     loop {
-        let wait = match settle::promote(&session.store, &session.queue).await {
+        let wait = match moves::promote(&session.store, &session.queue).await {
             // A full step: there may be more. Redis serves others between the steps.
             Ok(promoted) if promoted.moved > 0 => Duration::ZERO,
             Ok(promoted) => promoted.next.unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT),

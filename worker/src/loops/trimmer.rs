@@ -8,7 +8,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use switchback_common::{
     StoreError, StreamId,
     clock::Moment,
-    store::{inspect, log},
+    store::{inspect, log, moves},
 };
 
 use crate::{outcome::Message, session::Session};
@@ -18,6 +18,8 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 const STILL_EVERY: Duration = Duration::from_secs(2);
 /// How often memory is measured and the log trimmed.
 const MEASURE_EVERY: Duration = Duration::from_secs(30);
+/// Most pruning steps in a row: the other streams wait.
+const MAX_STEPS: usize = 20;
 /// Samples remembered per stream; beyond that every second one goes.
 const MAX_SAMPLES: usize = 2_048;
 
@@ -36,6 +38,8 @@ struct Watched {
     /// Memory of one entry, as last measured.
     bytes_each: u64,
     floor: Option<StreamId>,
+    /// How far settled entries behind the floor were let go one by one.
+    pruned: StreamId,
 }
 
 /// Trims until the session closes.
@@ -81,6 +85,7 @@ async fn sample(session: &Session, streams: &mut [Watched], measure: bool) -> Re
             ring,
             bytes_each,
             floor,
+            pruned,
         } = watched;
         // A person set the group back: what was read before is to be read again.
         if ring.back().is_some_and(|last| group.last_delivered < last.tip) {
@@ -108,12 +113,31 @@ async fn sample(session: &Session, streams: &mut [Watched], measure: bool) -> Re
         news |= *floor != Some(new);
         *floor = Some(new);
         floors.push((place, new));
+        if new < out {
+            // P10: a long attempt holds the floor; what lies behind it goes all the same.
+            *pruned = prune(session, &stream.key, (*pruned).max(new), out).await?;
+        }
     }
     session.floors.set(floors);
     if news && session.slots.unsettled() == 0 {
         let _ = session.outcomes.send(Message::Trim);
     }
     Ok(())
+}
+
+/// Lets go of what is settled after `after` up to `upto`; tells how far it came.
+async fn prune(session: &Session, stream: &str, mut after: StreamId, upto: StreamId) -> Result<StreamId, StoreError> {
+    for _ in 0..MAX_STEPS {
+        if after >= upto {
+            break;
+        }
+        let step = moves::prune(&session.store, stream, after, upto).await?;
+        after = step.last;
+        if !step.more {
+            break;
+        }
+    }
+    Ok(after)
 }
 
 /// The newest sample that is out of both bounds; older samples are forgotten.
