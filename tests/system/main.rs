@@ -12,4 +12,5 @@ mod options;
 mod producers;
 mod recovery;
 mod retention;
+mod rolling;
 mod traces;
