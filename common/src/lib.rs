@@ -8,6 +8,7 @@
 //! - [`name`], [`id`] — how things are called
 //! - [`task`], [`envelope`] — what a stream entry says
 //! - [`retry`] — when a failure is tried again
+//! - [`schedule`] — when a periodic task is due
 //! - [`clock`] — how ages are measured on one machine
 //! - [`config`], [`telemetry`] — what every binary reads and writes
 //! - [`store`] — the whole Redis footprint
@@ -18,6 +19,7 @@ pub mod envelope;
 pub mod id;
 pub mod name;
 pub mod retry;
+pub mod schedule;
 pub mod store;
 pub mod task;
 pub mod telemetry;
