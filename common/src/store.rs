@@ -12,6 +12,7 @@ pub mod keyspace;
 pub mod log;
 pub mod push;
 pub mod reply;
+pub mod schedule;
 mod script;
 pub mod session;
 pub mod settle;

@@ -9,5 +9,6 @@ mod gate_seal;
 mod moves;
 mod pool;
 mod queue;
+mod schedules;
 mod sessions;
 mod settle;

@@ -50,6 +50,9 @@ pub enum Key {
     Stats(Queue, u64),
     /// STRING, PX · per idempotent enqueue · the entry id of the first try.
     UniqueId(Queue, String),
+    /// HASH · per queue · **for people**: schedule -> JSON definition; beside it `<schedule>:last`, the last tick fired (ms),
+    /// and `<schedule>:alerted`, when the log says that the definition is broken. Written by workers, the CLI, and by hand.
+    Schedules(Queue),
     /// SET · per namespace · directory of its queues. The only key outside a queue's slot.
     Queues(Namespace),
 }
@@ -133,6 +136,7 @@ impl Keyspace {
             Key::Log(q) => ("log", q),
             Key::Stats(q, _) => ("stats", q),
             Key::UniqueId(q, _) => ("unique", q),
+            Key::Schedules(q) => ("schedules", q),
             Key::Queues(namespace) => return format!("{prefix}:queues:{{{namespace}}}"),
         };
         let _ = write!(out, "{prefix}:{kind}:{{{}:{}}}", queue.namespace, queue.task_type);
@@ -152,6 +156,7 @@ impl Keyspace {
             | Key::Versions(_)
             | Key::Sessions(_)
             | Key::Log(_)
+            | Key::Schedules(_)
             | Key::Queues(_) => Ok(()),
         };
         out
@@ -188,6 +193,7 @@ impl Keyspace {
             ("lease", Some(session)) => Key::Lease(queue, SessionId::from_found(session)),
             ("sessions", None) => Key::Sessions(queue),
             ("log", None) => Key::Log(queue),
+            ("schedules", None) => Key::Schedules(queue),
             ("stats", Some(minute)) => Key::Stats(queue, minute.parse().ok()?),
             ("unique", Some(tail)) => Key::UniqueId(queue, tail.strip_prefix("id:")?.to_owned()),
             _ => return None,
@@ -208,6 +214,7 @@ impl Key {
             | Self::GateState(_)
             | Self::Versions(_)
             | Self::Sessions(_)
+            | Self::Schedules(_)
             | Self::Stats(..) => KeyType::Hash,
             Self::Lease(..) | Self::UniqueId(..) => KeyType::String,
             Self::Queues(_) => KeyType::Set,
@@ -233,6 +240,7 @@ mod tests {
                 Key::Envelope(q()), Key::Dead(q()), Key::Gate(q()), Key::GateState(q()), Key::History(q()),
                 Key::Versions(q()), Key::Lease(q(), SessionId::from_found(&tail)), Key::Sessions(q()), Key::Log(q()),
                 Key::Stats(q(), minute), Key::UniqueId(q(), tail.clone()), Key::Queues(ns.parse().unwrap()),
+                Key::Schedules(q()),
             ];
             for key in keys {
                 let text = keyspace.render(&key);
