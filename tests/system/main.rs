@@ -11,4 +11,5 @@ mod footprint;
 mod producers;
 mod recovery;
 mod retention;
+mod schedules;
 mod traces;

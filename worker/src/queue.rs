@@ -20,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     attempt::{GateReader, Message},
     config::WorkerConfig,
-    loops::{claimer, finder, gatekeeper, promoter, reaper, renewer::Renewer, settler, trimmer},
+    loops::{claimer, finder, gatekeeper, promoter, reaper, renewer::Renewer, scheduler, settler, trimmer},
     pushes::Pushes,
     registry::QueueSpec,
     session::{Floors, Held, RedisClock, Session, Slots, Streams},
@@ -61,6 +61,7 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
         loops.spawn(reaper::run(Arc::clone(&session)));
         loops.spawn(finder::run(Arc::clone(&session)));
         loops.spawn(trimmer::run(Arc::clone(&session)));
+        loops.spawn(scheduler::run(Arc::clone(&session)));
         tokio::select! {
             biased;
             () = shared.stop.cancelled() => {}
