@@ -1,16 +1,19 @@
 //! The command line: `switchback <noun> <verb>`. The long help is the reference of the JSON output.
 
+mod schedule;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
 use switchback_common::{TaskId, TaskType, Version};
 
+pub(crate) use self::schedule::{Remark, ScheduleVerb};
 use crate::output::Format;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  done                           4  no such queue, task or dead letter
+  0  done                           4  no such queue, task, dead letter or schedule
   1  failed                         5  refused: --if-rev moved, invalid value, no live worker
   2  usage or configuration         6  committed, but not everyone confirmed (--wait)
   3  Redis unreachable
@@ -68,6 +71,9 @@ pub(crate) enum Noun {
     /// Tasks that will not be tried again by themselves.
     #[command(subcommand)]
     Dead(DeadVerb),
+    /// Periodic tasks: what fires when.
+    #[command(subcommand)]
+    Schedule(ScheduleVerb),
     /// Who works.
     #[command(subcommand)]
     Worker(WorkerVerb),

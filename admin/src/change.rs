@@ -80,20 +80,23 @@ pub(crate) struct Answer {
 
 /// What a change is asked under: whose, why, and on which condition.
 pub(crate) fn request(fields: &[(&'static str, String)], options: &Change) -> ChangeRequest {
-    let by = options
-        .by
-        .clone()
-        .or_else(|| std::env::var("USER").ok())
-        .unwrap_or_default();
+    let (by, why) = signature(options.by.as_deref(), options.why.as_deref());
     ChangeRequest {
         source: "cli".to_owned(),
-        by: clip(&by, MAX_BY_BYTES).to_owned(),
-        why: clip(options.why.as_deref().unwrap_or_default(), MAX_WHY_BYTES).to_owned(),
+        by,
+        why,
         op: operation_id(),
         if_rev: options.if_rev,
         dry_run: options.dry_run,
         fields: fields.to_vec(),
     }
+}
+
+/// Who changes something, by default $USER, and why; cut to what is kept.
+pub(crate) fn signature(by: Option<&str>, why: Option<&str>) -> (String, String) {
+    let by = by.map_or_else(|| std::env::var("USER").unwrap_or_default(), str::to_owned);
+    let why = clip(why.unwrap_or_default(), MAX_WHY_BYTES);
+    (clip(&by, MAX_BY_BYTES).to_owned(), why.to_owned())
 }
 
 /// Sends a change and understands the answer.

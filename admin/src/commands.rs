@@ -3,5 +3,6 @@
 pub(crate) mod dead;
 pub(crate) mod gate;
 pub(crate) mod queue;
+pub(crate) mod schedule;
 pub(crate) mod task;
 pub(crate) mod worker;

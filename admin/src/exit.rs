@@ -17,7 +17,7 @@ pub(crate) enum Exit {
     Usage = 2,
     /// Redis cannot be reached or does not let us in.
     Unreachable = 3,
-    /// No such queue, task or dead letter.
+    /// No such queue, task, dead letter or schedule.
     NotFound = 4,
     /// Understood and refused: nothing was changed.
     Refused = 5,

@@ -65,6 +65,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Noun::Queue(verb) => commands::queue::run(&context, &mut out, verb).await,
             Noun::Task(verb) => commands::task::run(&context, &mut out, verb).await,
             Noun::Dead(verb) => commands::dead::run(&context, &mut out, verb).await,
+            Noun::Schedule(verb) => commands::schedule::run(&context, &mut out, verb).await,
             Noun::Worker(verb) => commands::worker::run(&context, &mut out, verb).await,
         }
     })

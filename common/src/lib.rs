@@ -7,7 +7,7 @@
 //! # Layout
 //! - [`name`], [`id`] — how things are called
 //! - [`task`], [`envelope`] — what a stream entry says
-//! - [`retry`], [`priority`] — when a failure is tried again; what comes first
+//! - [`retry`], [`priority`], [`schedule`] — when a failure is tried again; what comes first; when a periodic task is due
 //! - [`clock`] — how ages are measured on one machine
 //! - [`config`], [`telemetry`] — what every binary reads and writes
 //! - [`store`] — the whole Redis footprint
@@ -19,6 +19,7 @@ pub mod id;
 pub mod name;
 pub mod priority;
 pub mod retry;
+pub mod schedule;
 pub mod store;
 pub mod task;
 pub mod telemetry;

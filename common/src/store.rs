@@ -13,6 +13,7 @@ pub mod log;
 pub mod moves;
 pub mod push;
 pub mod reply;
+pub mod schedule;
 mod script;
 pub mod session;
 pub mod settle;

@@ -10,54 +10,54 @@ use switchback_common::{ConnectOptions, Queue, SessionId, Store, Version};
 use switchback_tests::{Process, RedisServer, eventually};
 use tempfile::TempDir;
 
-const OK: i32 = 0;
+pub(crate) const OK: i32 = 0;
 const FAILED: i32 = 1;
-const USAGE: i32 = 2;
-const UNREACHABLE: i32 = 3;
-const NOT_FOUND: i32 = 4;
-const REFUSED: i32 = 5;
+pub(crate) const USAGE: i32 = 2;
+pub(crate) const UNREACHABLE: i32 = 3;
+pub(crate) const NOT_FOUND: i32 = 4;
+pub(crate) const REFUSED: i32 = 5;
 const UNCONFIRMED: i32 = 6;
 
 /// An operator's shell: a home and a directory of its own, nothing inherited.
-struct Shell {
+pub(crate) struct Shell {
     url: String,
     dir: TempDir,
 }
 
 #[derive(Debug)]
-struct Ran {
+pub(crate) struct Ran {
     code: i32,
-    stdout: String,
+    pub(crate) stdout: String,
     stderr: String,
 }
 
 impl Ran {
     #[track_caller]
-    fn exits(self, code: i32) -> Self {
+    pub(crate) fn exits(self, code: i32) -> Self {
         assert_eq!(self.code, code, "{self:#?}");
         self
     }
 
     #[track_caller]
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:#?}"))
     }
 
     #[track_caller]
-    fn says(self, text: &str) -> Self {
+    pub(crate) fn says(self, text: &str) -> Self {
         assert!(self.stdout.contains(text), "no {text:?} on stdout: {self:#?}");
         self
     }
 
     #[track_caller]
-    fn tells(self, text: &str) -> Self {
+    pub(crate) fn tells(self, text: &str) -> Self {
         assert!(self.stderr.contains(text), "no {text:?} on stderr: {self:#?}");
         self
     }
 }
 
 impl Shell {
-    fn new(url: impl Into<String>) -> Self {
+    pub(crate) fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
             dir: tempfile::tempdir().unwrap(),
@@ -84,16 +84,16 @@ impl Shell {
         command
     }
 
-    fn run(&self, line: &str) -> Ran {
+    pub(crate) fn run(&self, line: &str) -> Ran {
         self.args(&line.split(' ').collect::<Vec<_>>())
     }
 
-    fn args(&self, args: &[&str]) -> Ran {
+    pub(crate) fn args(&self, args: &[&str]) -> Ran {
         finish(&mut self.command(args))
     }
 
     /// Every format must be well-formed; the JSON is returned.
-    fn json(&self, line: &str) -> Value {
+    pub(crate) fn json(&self, line: &str) -> Value {
         let yaml = self.run(&format!("{line} -o yaml")).exits(OK);
         assert!(!yaml.stdout.is_empty());
         for text in self.run(&format!("{line} -o jsonl")).exits(OK).stdout.lines() {

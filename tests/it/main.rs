@@ -9,5 +9,7 @@ mod gate_seal;
 mod moves;
 mod pool;
 mod queue;
+mod schedule_cli;
+mod schedules;
 mod sessions;
 mod settle;

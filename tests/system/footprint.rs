@@ -40,6 +40,14 @@ async fn every_key_is_in_the_catalogue() {
     fixture
         .raw(&["HSET", "sb:gate:{test:job}", "only", "v1", "by", "alice"])
         .await;
+    fixture
+        .raw(&[
+            "HSET",
+            "sb:schedules:{test:job}",
+            "yearly",
+            "{\"cron\":\"@yearly\",\"payload\":{\"n\":1}}",
+        ])
+        .await;
     // Keys come and go: look again and again while it all happens.
     let mut found = BTreeSet::new();
     eventually(
@@ -71,6 +79,7 @@ async fn every_key_is_in_the_catalogue() {
                 "sessions",
                 "log",
                 "stats",
+                "schedules",
                 "unique",
                 "queues",
             ];

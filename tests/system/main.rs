@@ -13,4 +13,5 @@ mod producers;
 mod recovery;
 mod retention;
 mod rolling;
+mod schedules;
 mod traces;

@@ -33,6 +33,16 @@ pub enum WorkerError {
         /// What was asked for.
         concurrency: usize,
     },
+    /// A schedule that cannot work.
+    #[error("schedule {name:?} of {task_type}: {problem}")]
+    BadSchedule {
+        /// The task type.
+        task_type: TaskType,
+        /// Its name, cut.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A name that is not one.
     #[error(transparent)]
     Name(#[from] InvalidName),

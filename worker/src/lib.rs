@@ -79,6 +79,10 @@ pub use error::WorkerError;
 pub use faults::Faults;
 pub use handler::{Context, TaskError};
 pub use registry::TaskSpec;
-pub use switchback_common::{ConnectOptions, Namespace, Task, TaskId, Version, retry::RetryPolicy};
+pub use switchback_common::{
+    ConnectOptions, Namespace, Task, TaskId, Version,
+    retry::RetryPolicy,
+    schedule::{Missed, Schedule},
+};
 pub use tokio_util::sync::CancellationToken;
 pub use worker::{Worker, WorkerBuilder};

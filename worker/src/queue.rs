@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::WorkerConfig,
-    loops::{claimer, finder, gatekeeper, promoter, reaper, renewer::Renewer, settler, trimmer},
+    loops::{claimer, finder, gatekeeper, promoter, reaper, renewer::Renewer, scheduler, settler, trimmer},
     outcome::Message,
     pushes::Pushes,
     reader::GateReader,
@@ -64,6 +64,7 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
         loops.spawn(reaper::run(Arc::clone(&session)));
         loops.spawn(finder::run(Arc::clone(&session)));
         loops.spawn(trimmer::run(Arc::clone(&session)));
+        loops.spawn(scheduler::run(Arc::clone(&session)));
         tokio::select! {
             biased;
             () = shared.stop.cancelled() => {}

@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeMap, marker::PhantomData, time::Duration};
 
-use switchback_common::{Task, TaskType, Version, envelope::DEFAULT_MAX_PAYLOAD, retry::RetryPolicy};
+use switchback_common::{
+    Task, TaskType, Version,
+    envelope::DEFAULT_MAX_PAYLOAD,
+    retry::RetryPolicy,
+    schedule::{MAX_SCHEDULES, Schedule, ScheduleError, ScheduleName},
+};
 
 use crate::{
     error::WorkerError,
@@ -31,6 +36,7 @@ pub(crate) struct RawSpec {
     pub(crate) timeout: Duration,
     pub(crate) retry: RetryPolicy,
     pub(crate) max_payload: usize,
+    pub(crate) schedules: Vec<(String, Schedule)>,
 }
 
 impl std::fmt::Debug for RawSpec {
@@ -53,6 +59,7 @@ impl<T: Task> TaskSpec<T> {
                 timeout: DEFAULT_TIMEOUT,
                 retry: RetryPolicy::default(),
                 max_payload: DEFAULT_MAX_PAYLOAD,
+                schedules: Vec::new(),
             },
             task: PhantomData,
         }
@@ -97,6 +104,20 @@ impl<T: Task> TaskSpec<T> {
         self
     }
 
+    /// Declares a periodic task: at every tick of `schedule`, one task is enqueued, however many workers there are. Any
+    /// worker of the queue fires it; when none lives, nothing fires, and its [`Missed`] policy decides later.
+    ///
+    /// A session declares its schedules when it joins: the newest code wins over older code. What people set by the command
+    /// line wins over any code, until they remove it. A schedule that goes from the code stays in Redis until
+    /// `switchback schedule rm`.
+    ///
+    /// [`Missed`]: switchback_common::schedule::Missed
+    #[must_use]
+    pub fn schedule(mut self, name: impl Into<String>, schedule: Schedule) -> Self {
+        self.raw.schedules.push((name.into(), schedule));
+        self
+    }
+
     pub(crate) fn into_raw(self) -> RawSpec {
         self.raw
     }
@@ -112,6 +133,7 @@ pub(crate) struct QueueSpec {
     pub(crate) timeout: Duration,
     pub(crate) retry: RetryPolicy,
     pub(crate) max_payload: usize,
+    pub(crate) schedules: Vec<(ScheduleName, Schedule)>,
 }
 
 impl std::fmt::Debug for QueueSpec {
@@ -152,6 +174,7 @@ pub(crate) fn check(specs: Vec<RawSpec>) -> Result<Vec<QueueSpec>, WorkerError> 
             }
             versions.push(version);
         }
+        let schedules = schedules(&task_type, raw.schedules)?;
         out.push(QueueSpec {
             task_type,
             versions,
@@ -160,7 +183,33 @@ pub(crate) fn check(specs: Vec<RawSpec>) -> Result<Vec<QueueSpec>, WorkerError> 
             timeout: raw.timeout,
             retry: raw.retry,
             max_payload: raw.max_payload,
+            schedules,
         });
+    }
+    Ok(out)
+}
+
+fn schedules(task_type: &TaskType, raw: Vec<(String, Schedule)>) -> Result<Vec<(ScheduleName, Schedule)>, WorkerError> {
+    let refused = |name: &str, problem: String| WorkerError::BadSchedule {
+        task_type: task_type.clone(),
+        name: name.chars().take(80).collect(),
+        problem,
+    };
+    let mut out: Vec<(ScheduleName, Schedule)> = Vec::new();
+    for (name, schedule) in raw {
+        let bad = |error: ScheduleError| refused(&name, error.to_string());
+        schedule.check().map_err(bad)?;
+        let parsed: ScheduleName = name.parse().map_err(bad)?;
+        if out.iter().any(|(known, _)| *known == parsed) {
+            return Err(refused(&name, "declared twice; give each a name of its own".to_owned()));
+        }
+        if out.len() == MAX_SCHEDULES {
+            return Err(refused(
+                &name,
+                format!("one too many: a queue has at most {MAX_SCHEDULES}"),
+            ));
+        }
+        out.push((parsed, schedule));
     }
     Ok(out)
 }

@@ -88,7 +88,8 @@ async fn enqueue(
     out.value(&view, |_| view.id.clone())
 }
 
-fn read_payload(source: PayloadSource) -> Result<String, Failure> {
+/// Reads a payload from where the arguments say.
+pub(crate) fn read_payload(source: PayloadSource) -> Result<String, Failure> {
     if let Some(text) = source.payload {
         return Ok(text);
     }

@@ -65,6 +65,9 @@ pub enum Key {
     UniqueId(Queue, String),
     /// STRING, PX · per unique key · the id of the task that has it.
     UniqueKey(Queue, String),
+    /// HASH · per queue · **for people**: schedule -> JSON definition; beside it `<schedule>:last`, the last tick fired (ms),
+    /// and `<schedule>:alerted`, when the log says that the definition is broken. Written by workers, the CLI, and by hand.
+    Schedules(Queue),
     /// SET · per namespace · directory of its queues. The only key outside a queue's slot.
     Queues(Namespace),
 }
@@ -151,6 +154,7 @@ impl Keyspace {
             Key::Log(q) => ("log", q),
             Key::Stats(q, _) => ("stats", q),
             Key::UniqueId(q, _) | Key::UniqueKey(q, _) => ("unique", q),
+            Key::Schedules(q) => ("schedules", q),
             Key::Queues(namespace) => return format!("{prefix}:queues:{{{namespace}}}"),
         };
         let _ = write!(out, "{prefix}:{kind}:{{{}:{}}}", queue.namespace, queue.task_type);
@@ -176,6 +180,7 @@ impl Keyspace {
             | Key::Versions(_)
             | Key::Sessions(_)
             | Key::Log(_)
+            | Key::Schedules(_)
             | Key::Queues(_) => Ok(()),
         };
         out
@@ -217,6 +222,7 @@ impl Keyspace {
             ("lease", Some(session)) => Key::Lease(queue, SessionId::from_found(session)),
             ("sessions", None) => Key::Sessions(queue),
             ("log", None) => Key::Log(queue),
+            ("schedules", None) => Key::Schedules(queue),
             ("stats", Some(minute)) => Key::Stats(queue, number(minute)?),
             ("unique", Some(tail)) => match tail.split_once(':')? {
                 ("id", id) => Key::UniqueId(queue, id.to_owned()),
@@ -267,6 +273,7 @@ impl Key {
             | Self::Stats(..)
             | Self::UniqueId(..)
             | Self::UniqueKey(..)
+            | Self::Schedules(_)
             | Self::Queues(_) => String::new(),
         }
     }
@@ -290,6 +297,7 @@ impl Key {
             | Self::GateState(_)
             | Self::Versions(_)
             | Self::Sessions(_)
+            | Self::Schedules(_)
             | Self::Stats(..) => KeyType::Hash,
             Self::Lease(..) | Self::UniqueId(..) | Self::UniqueKey(..) | Self::Wake(_) => KeyType::String,
             Self::Queues(_) => KeyType::Set,
@@ -314,7 +322,8 @@ mod tests {
                 Key::Stream(q()), Key::High(q()), Key::Low(q()), Key::Head(q()), Key::Suspect(q()), Key::Lane(q(), tail.parse().unwrap()), Key::Delayed(q()), Key::Newer(q(), format),
                 Key::Envelope(q()), Key::Dead(q()), Key::Gate(q()), Key::Wake(q()), Key::GateState(q()), Key::History(q()),
                 Key::Versions(q()), Key::Lease(q(), SessionId::from_found(&tail)), Key::Sessions(q()), Key::Log(q()),
-                Key::Stats(q(), minute), Key::UniqueId(q(), tail.clone()), Key::UniqueKey(q(), tail.clone()), Key::Queues(ns.parse().unwrap()),
+                Key::Stats(q(), minute), Key::UniqueId(q(), tail.clone()), Key::UniqueKey(q(), tail.clone()),
+                Key::Schedules(q()), Key::Queues(ns.parse().unwrap()),
             ];
             for key in keys {
                 let text = keyspace.render(&key);

@@ -77,7 +77,7 @@ pub struct AttemptRow(pub TaskId, pub String, pub u32, pub Ended, pub u64);
 pub struct LogEntry {
     /// Its id: orders it against every other entry of the queue's log.
     pub id: StreamId,
-    /// `settled`, `joined`, `left`, `reaping`, `recovered`, `stale`, `alert`.
+    /// `settled`, `joined`, `left`, `reaping`, `recovered`, `stale`, `alert`, `scheduled`, `schedule_changed`.
     pub kind: String,
     /// The session it speaks of.
     pub session: SessionId,
@@ -87,7 +87,7 @@ pub struct LogEntry {
     pub acked: String,
     /// Of `reaping` and `recovered`: when, µs.
     pub at_us: u64,
-    /// Of `recovered`: `task=entry …`; of `alert` and `stale`: the text.
+    /// Of `recovered`: `task=entry …`; of `scheduled`: `<schedule>: <task ids>`; else the text.
     pub text: String,
 }
 
