@@ -1,17 +1,20 @@
 //! The command line: `switchback <noun> <verb>`. The long help is the reference of the JSON output.
 
+mod dead;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
 use switchback_common::{TaskId, TaskType, Version};
 
+pub(crate) use self::dead::{Act, DeadVerb, Rate, Which};
 use crate::output::Format;
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done                           4  no such queue, task or dead letter
-  1  failed                         5  refused: --if-rev moved, invalid value, no live worker
+  1  failed, or interrupted         5  refused: --if-rev moved, invalid value, no live worker
   2  usage or configuration         6  committed, but not everyone confirmed (--wait)
   3  Redis unreachable
 
@@ -247,35 +250,6 @@ pub(crate) struct PayloadSource {
     /// `-`: read the payload from stdin.
     #[arg(value_name = "-", value_parser = ["-"])]
     pub(crate) stdin: Option<String>,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum DeadVerb {
-    /// List dead letters, newest first.
-    #[command(after_long_help = "\
-JSON: [{queue, entry, id|null, at|null, at_us|null, reason, version, attempts, error, session}]")]
-    Ls {
-        #[arg(value_name = "TYPE")]
-        task_type: TaskType,
-        /// Most dead letters to show.
-        #[arg(long, default_value_t = 20, value_name = "N")]
-        limit: usize,
-    },
-    /// Show one dead letter: reason, errors, payload.
-    ///
-    /// A payload that is not UTF-8 is shown with escapes (\xff, \n, \\), nothing lost: `printf %b` brings it back.
-    #[command(after_long_help = "\
-JSON: {queue, entry, id|null, at|null, at_us|null, reason, error, version, session, attempts, deaths, key|null,
-  enqueued_at|null, enqueued_at_us|null, errors: [{attempt, version, error, at, at_us}], headers: {},
-  payload|null, payload_encoding: utf8|escaped|null, malformed|null, fields: {name: value}|null}
-fields: all fields as they lie in Redis, escaped, when the entry is malformed.")]
-    Show {
-        #[arg(value_name = "TYPE")]
-        task_type: TaskType,
-        /// The task's id, or the entry id that `dead ls` shows.
-        #[arg(value_name = "ID")]
-        id: TaskId,
-    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -78,16 +78,17 @@ pub(crate) struct Answer {
     pub(crate) changed: bool,
 }
 
+/// Who it is: as said, else $USER.
+pub(crate) fn who(by: Option<&str>) -> String {
+    let by = by.map_or_else(|| std::env::var("USER").unwrap_or_default(), str::to_owned);
+    clip(&by, MAX_BY_BYTES).to_owned()
+}
+
 /// What a change is asked under: whose, why, and on which condition.
 pub(crate) fn request(fields: &[(&'static str, String)], options: &Change) -> ChangeRequest {
-    let by = options
-        .by
-        .clone()
-        .or_else(|| std::env::var("USER").ok())
-        .unwrap_or_default();
     ChangeRequest {
         source: "cli".to_owned(),
-        by: clip(&by, MAX_BY_BYTES).to_owned(),
+        by: who(options.by.as_deref()),
         why: clip(options.why.as_deref().unwrap_or_default(), MAX_WHY_BYTES).to_owned(),
         op: operation_id(),
         if_rev: options.if_rev,

@@ -4,6 +4,7 @@
 
 pub mod claim;
 pub mod connect;
+pub mod dead;
 pub mod enqueue;
 pub mod error;
 pub mod gate;

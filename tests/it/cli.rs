@@ -10,61 +10,61 @@ use switchback_common::{ConnectOptions, Queue, SessionId, Store, Version};
 use switchback_tests::{Process, RedisServer, eventually};
 use tempfile::TempDir;
 
-const OK: i32 = 0;
-const FAILED: i32 = 1;
-const USAGE: i32 = 2;
-const UNREACHABLE: i32 = 3;
-const NOT_FOUND: i32 = 4;
-const REFUSED: i32 = 5;
-const UNCONFIRMED: i32 = 6;
+pub(crate) const OK: i32 = 0;
+pub(crate) const FAILED: i32 = 1;
+pub(crate) const USAGE: i32 = 2;
+pub(crate) const UNREACHABLE: i32 = 3;
+pub(crate) const NOT_FOUND: i32 = 4;
+pub(crate) const REFUSED: i32 = 5;
+pub(crate) const UNCONFIRMED: i32 = 6;
 
 /// An operator's shell: a home and a directory of its own, nothing inherited.
-struct Shell {
-    url: String,
-    dir: TempDir,
+pub(crate) struct Shell {
+    pub(crate) url: String,
+    pub(crate) dir: TempDir,
 }
 
 #[derive(Debug)]
-struct Ran {
-    code: i32,
-    stdout: String,
-    stderr: String,
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Ran {
     #[track_caller]
-    fn exits(self, code: i32) -> Self {
+    pub(crate) fn exits(self, code: i32) -> Self {
         assert_eq!(self.code, code, "{self:#?}");
         self
     }
 
     #[track_caller]
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:#?}"))
     }
 
     #[track_caller]
-    fn says(self, text: &str) -> Self {
+    pub(crate) fn says(self, text: &str) -> Self {
         assert!(self.stdout.contains(text), "no {text:?} on stdout: {self:#?}");
         self
     }
 
     #[track_caller]
-    fn tells(self, text: &str) -> Self {
+    pub(crate) fn tells(self, text: &str) -> Self {
         assert!(self.stderr.contains(text), "no {text:?} on stderr: {self:#?}");
         self
     }
 }
 
 impl Shell {
-    fn new(url: impl Into<String>) -> Self {
+    pub(crate) fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
             dir: tempfile::tempdir().unwrap(),
         }
     }
 
-    fn bare(&self, args: &[&str]) -> Command {
+    pub(crate) fn bare(&self, args: &[&str]) -> Command {
         let mut command = Command::new(Process::binary("switchback"));
         command
             .args(args)
@@ -76,7 +76,7 @@ impl Shell {
         command
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = self.bare(args);
         command
             .env("SWITCHBACK_REDIS_URL", &self.url)
@@ -84,16 +84,16 @@ impl Shell {
         command
     }
 
-    fn run(&self, line: &str) -> Ran {
+    pub(crate) fn run(&self, line: &str) -> Ran {
         self.args(&line.split(' ').collect::<Vec<_>>())
     }
 
-    fn args(&self, args: &[&str]) -> Ran {
+    pub(crate) fn args(&self, args: &[&str]) -> Ran {
         finish(&mut self.command(args))
     }
 
     /// Every format must be well-formed; the JSON is returned.
-    fn json(&self, line: &str) -> Value {
+    pub(crate) fn json(&self, line: &str) -> Value {
         let yaml = self.run(&format!("{line} -o yaml")).exits(OK);
         assert!(!yaml.stdout.is_empty());
         for text in self.run(&format!("{line} -o jsonl")).exits(OK).stdout.lines() {
@@ -103,7 +103,7 @@ impl Shell {
     }
 }
 
-fn finish(command: &mut Command) -> Ran {
+pub(crate) fn finish(command: &mut Command) -> Ran {
     let output = command.output().expect("running switchback");
     Ran {
         code: output.status.code().expect("an exit code"),
@@ -113,15 +113,15 @@ fn finish(command: &mut Command) -> Ran {
 }
 
 /// The queue shop/mail, and sessions on it.
-struct Mail {
-    server: RedisServer,
-    shell: Shell,
-    store: Store,
-    queue: Queue,
+pub(crate) struct Mail {
+    pub(crate) server: RedisServer,
+    pub(crate) shell: Shell,
+    pub(crate) store: Store,
+    pub(crate) queue: Queue,
 }
 
 impl Mail {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let server = RedisServer::start().await;
         Self {
             shell: Shell::new(server.url()),
@@ -132,17 +132,17 @@ impl Mail {
     }
 
     /// With one session that has v1 and v2, gate at v1.
-    async fn with_worker() -> Self {
+    pub(crate) async fn with_worker() -> Self {
         let mail = Self::new().await;
         mail.join(&["v1", "v2"], 4711).await;
         mail
     }
 
-    fn sessions(&self) -> SessionStore {
+    pub(crate) fn sessions(&self) -> SessionStore {
         SessionStore::new(&self.store, &self.queue)
     }
 
-    async fn join(&self, versions: &[&str], pid: u32) -> SessionId {
+    pub(crate) async fn join(&self, versions: &[&str], pid: u32) -> SessionId {
         let session = SessionId::random();
         let record = SessionRecord {
             host: "web-3".to_owned(),
@@ -157,27 +157,27 @@ impl Mail {
         session
     }
 
-    async fn confirm(&self, session: &SessionId, rev: u64, running: &str) {
+    pub(crate) async fn confirm(&self, session: &SessionId, rev: u64, running: &str) {
         self.sessions().publish(session, rev, running).await.unwrap();
     }
 
     /// A version that is known and that nobody has any more.
-    async fn join_and_leave(&self, versions: &[&str]) {
+    pub(crate) async fn join_and_leave(&self, versions: &[&str]) {
         let session = self.join(versions, 1).await;
         self.sessions().leave(&session, &[], "test").await.unwrap();
     }
 
-    fn set(&self, fields: &str) {
+    pub(crate) fn set(&self, fields: &str) {
         self.shell.run(&format!("gate set mail {fields}")).exits(OK);
     }
 
-    fn rev(&self) -> u64 {
+    pub(crate) fn rev(&self) -> u64 {
         self.shell.run("gate show mail -o json").exits(OK).json()["rev"]
             .as_u64()
             .unwrap()
     }
 
-    fn gate(&self) -> Value {
+    pub(crate) fn gate(&self) -> Value {
         self.shell.run("gate show mail -o json").exits(OK).json()["gate"].clone()
     }
 }

@@ -3,6 +3,8 @@
 mod architecture;
 mod cli;
 mod connect;
+mod dead;
+mod dead_cli;
 mod enqueue;
 mod gate_change;
 mod gate_seal;

@@ -33,6 +33,9 @@ scripts! {
     SETTLE = ENTRY, include_str!("queue/settle.lua");
     PROMOTE = ENTRY, include_str!("queue/promote.lua");
     SWEEP = ENTRY, include_str!("queue/sweep.lua");
+    DEAD_SCAN = ENTRY, include_str!("dead/scan.lua");
+    DEAD_REQUEUE = ENTRY, include_str!("dead/requeue.lua");
+    DEAD_DISCARD = ENTRY, include_str!("dead/discard.lua");
     ENQUEUE_ONCE = include_str!("queue/enqueue_once.lua");
 }
 
