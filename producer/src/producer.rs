@@ -21,6 +21,7 @@ use tokio::sync::RwLock;
 use crate::{
     error::EnqueueError,
     options::{DEFAULT_WINDOW, Draft, Enqueue, EnqueueMany},
+    room::Room,
 };
 
 /// Tasks per MULTI, and batches on their way at once: enough to keep Redis busy, small enough not to hog it.
@@ -48,6 +49,7 @@ struct Shared {
 struct QueueHandle {
     queue: Queue,
     enqueue: EnqueueStore,
+    room: Room,
 }
 
 impl Producer {
@@ -138,6 +140,7 @@ impl Producer {
         let id = request.id.transpose()?;
         let task = self.checked(&handle.queue, request.payload, request.key, id.clone(), headers())?;
         let link = self.link(&handle.queue).await?;
+        handle.room.admit(&link, 1).await?;
         let added = match &id {
             None => handle.enqueue.add(&link, &task).await,
             Some(id) => handle
@@ -178,6 +181,7 @@ impl Producer {
             tasks.push(self.checked(&handle.queue, payload, key, id, headers.clone())?);
         }
         let link = self.link(&handle.queue).await?;
+        handle.room.admit(&link, total).await?;
         let enqueue = &handle.enqueue;
         let link = &link;
         let sending = batches(tasks).into_iter().map(|batch| async move {
@@ -259,6 +263,7 @@ impl Producer {
         let queue = Queue::new(self.shared.namespace.clone(), TaskType::new(task_type)?);
         let handle = Arc::new(QueueHandle {
             enqueue: EnqueueStore::new(&self.shared.store, &queue),
+            room: Room::new(&self.shared.store, &queue),
             queue,
         });
         queues.insert(task_type.to_owned(), Arc::clone(&handle));

@@ -1,4 +1,4 @@
-//! `switchback dead` as an operator runs it; also interrupted and killed.
+//! `switchback dead` and `queue limits` as an operator runs them; also interrupted and killed.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -234,4 +234,57 @@ async fn an_interrupted_requeue_says_how_to_go_on() {
         .exits(OK);
     assert_eq!(set(mail.ids(MAIN).await), orders(1..=400));
     assert_eq!(mail.ids(DEAD).await, ["order-401"], "what died meanwhile was not meant");
+}
+
+#[tokio::test]
+async fn limits_are_shown_set_and_guard_the_resume() {
+    let mail = Mail::with_worker().await;
+    mail.die(1..=3, "attempts", "v1", "boom").await;
+    mail.server.cli(&["XADD", MAIN, "*", "payload", "1"]).await;
+    let view = mail.shell.json("queue limits mail");
+    let row = json!({"name": "dead", "limit": 100_000, "default": 100_000, "set": false, "in_use": 3});
+    assert_eq!((&view["limits"][0], &view["limits"][1]["in_use"]), (&row, &json!(1)));
+    mail.shell.run("queue limits mial").exits(NOT_FOUND);
+    mail.shell.run("queue limits mail --dead lots").exits(USAGE);
+    mail.shell.run("queue limits mail --dead 5 --clear dead").exits(USAGE);
+    mail.shell
+        .run("queue limits mail --dead 3 --waiting 1")
+        .exits(OK)
+        .tells("dead 100000 -> 3")
+        .says("set");
+    mail.shell
+        .run("task enqueue mail --payload 1")
+        .exits(REFUSED)
+        .tells("queue limits mail --waiting");
+
+    // As a worker does when it notices.
+    switchback_common::store::limits::hold_if_full(&mail.store, &mail.queue)
+        .await
+        .unwrap();
+    let hint = |line: &str| mail.shell.json(line)["hints"].to_string();
+    for line in ["queue show mail", "gate show mail"] {
+        let hints = hint(line);
+        assert!(
+            hints.contains("\"dead_limit\"") && hints.contains("limit of 3: requeue or discard some"),
+            "{hints}"
+        );
+        assert!(hints.contains("\"queue_full\""), "{hints}");
+    }
+    mail.shell.run("queue ls").exits(OK).says("dead limit");
+    mail.shell
+        .run("gate resume mail")
+        .exits(REFUSED)
+        .tells("3 dead letters, the limit is 3")
+        .tells("--dead N");
+    mail.shell.run("dead discard mail order-1").exits(OK);
+    mail.shell.run("gate resume mail").exits(OK);
+
+    mail.server
+        .cli(&["HSET", "sb:limits:{shop:mail}", "dead", "many"])
+        .await;
+    mail.shell
+        .run("queue limits mail --clear waiting")
+        .exits(OK)
+        .tells("\"many\"");
+    assert!(hint("queue show mail").contains("bad_limits"));
 }

@@ -8,6 +8,7 @@ mod dead_cli;
 mod enqueue;
 mod gate_change;
 mod gate_seal;
+mod limits;
 mod moves;
 mod pool;
 mod queue;

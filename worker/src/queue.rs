@@ -20,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     attempt::{GateReader, Message},
     config::WorkerConfig,
-    loops::{claimer, finder, gatekeeper, promoter, reaper, renewer::Renewer, settler, trimmer},
+    loops::{claimer, finder, gatekeeper, limiter, promoter, reaper, renewer::Renewer, settler, trimmer},
     pushes::Pushes,
     registry::QueueSpec,
     session::{Floors, Held, RedisClock, Session, Slots, Streams},
@@ -60,6 +60,7 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
         loops.spawn(promoter::run(Arc::clone(&session)));
         loops.spawn(reaper::run(Arc::clone(&session)));
         loops.spawn(finder::run(Arc::clone(&session)));
+        loops.spawn(limiter::run(Arc::clone(&session)));
         loops.spawn(trimmer::run(Arc::clone(&session)));
         tokio::select! {
             biased;
@@ -149,6 +150,7 @@ async fn try_begin(
         ruling_changed: Notify::new(),
         busy: Notify::new(),
         retry_scheduled: Notify::new(),
+        died: Notify::new(),
         look_for_lost: Notify::new(),
         lease_known: Notify::new(),
         closing: CancellationToken::new(),

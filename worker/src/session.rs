@@ -321,6 +321,8 @@ pub(crate) struct Session {
     pub(crate) busy: Notify,
     /// A retry was scheduled.
     pub(crate) retry_scheduled: Notify,
+    /// A dead letter was settled: there may be too many now.
+    pub(crate) died: Notify,
     /// Something may have been claimed and never seen: look now.
     pub(crate) look_for_lost: Notify,
     /// The renewer spoke: lease alive, or session lost.

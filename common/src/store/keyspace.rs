@@ -32,6 +32,9 @@ pub enum Key {
     Envelope(Queue),
     /// STREAM · per queue · dead letters: the entry's own fields plus `dead_*`. Never trimmed.
     Dead(Queue),
+    /// HASH · per queue · **for people**: `dead waiting`, and `concurrency rate rate_per_key`. Absent = defaults.
+    /// Written by [`limits::set`](super::limits::set), and by hand.
+    Limits(Queue),
     /// HASH · per queue · **for people**: `active candidate percent pins paused`, one-shot `only inflight by why`.
     Gate(Queue),
     /// HASH · per queue · scripts only: `rev digest prev sealed_at seen ops` and the sealed values.
@@ -124,6 +127,7 @@ impl Keyspace {
             Key::Delayed(q) => ("delayed", q),
             Key::Envelope(q) => ("envelope", q),
             Key::Dead(q) => ("dead", q),
+            Key::Limits(q) => ("limits", q),
             Key::Gate(q) => ("gate", q),
             Key::GateState(q) => ("gatestate", q),
             Key::History(q) => ("history", q),
@@ -146,6 +150,7 @@ impl Keyspace {
             | Key::Delayed(_)
             | Key::Envelope(_)
             | Key::Dead(_)
+            | Key::Limits(_)
             | Key::Gate(_)
             | Key::GateState(_)
             | Key::History(_)
@@ -181,6 +186,7 @@ impl Keyspace {
             ("delayed", None) => Key::Delayed(queue),
             ("envelope", None) => Key::Envelope(queue),
             ("dead", None) => Key::Dead(queue),
+            ("limits", None) => Key::Limits(queue),
             ("gate", None) => Key::Gate(queue),
             ("gatestate", None) => Key::GateState(queue),
             ("history", None) => Key::History(queue),
@@ -204,6 +210,7 @@ impl Key {
                 KeyType::Stream
             }
             Self::Envelope(_)
+            | Self::Limits(_)
             | Self::Gate(_)
             | Self::GateState(_)
             | Self::Versions(_)
@@ -230,7 +237,7 @@ mod tests {
             let q = || Queue::new(ns.parse().unwrap(), ty.parse().unwrap());
             let keys = [
                 Key::Stream(q()), Key::Head(q()), Key::Lane(q(), tail.parse().unwrap()), Key::Delayed(q()),
-                Key::Envelope(q()), Key::Dead(q()), Key::Gate(q()), Key::GateState(q()), Key::History(q()),
+                Key::Envelope(q()), Key::Dead(q()), Key::Limits(q()), Key::Gate(q()), Key::GateState(q()), Key::History(q()),
                 Key::Versions(q()), Key::Lease(q(), SessionId::from_found(&tail)), Key::Sessions(q()), Key::Log(q()),
                 Key::Stats(q(), minute), Key::UniqueId(q(), tail.clone()), Key::Queues(ns.parse().unwrap()),
             ];

@@ -69,7 +69,7 @@ pub struct AttemptRow(pub TaskId, pub String, pub u32, pub Ended, pub u64);
 pub struct LogEntry {
     /// Its id: orders it against every other entry of the queue's log.
     pub id: StreamId,
-    /// `settled`, `joined`, `left`, `reaping`, `recovered`, `stale`, `alert`, `requeued`, `discarded`.
+    /// `settled`, `joined`, `left`, `reaping`, `recovered`, `stale`, `alert`, `requeued`, `discarded`, `limits`.
     pub kind: String,
     /// The session it speaks of.
     pub session: SessionId,

@@ -25,6 +25,7 @@ scripts! {
     SEAL = GATE, include_str!("gate/seal.lua");
     CHANGE = GATE, include_str!("gate/change.lua");
     HOLD = GATE, include_str!("gate/hold.lua");
+    HOLD_FULL = GATE, include_str!("gate/full.lua");
     JOIN = GATE, include_str!("session/join.lua");
     RENEW = include_str!("session/renew.lua");
     PUBLISH = include_str!("session/publish.lua");
@@ -36,6 +37,7 @@ scripts! {
     DEAD_SCAN = ENTRY, include_str!("dead/scan.lua");
     DEAD_REQUEUE = ENTRY, include_str!("dead/requeue.lua");
     DEAD_DISCARD = ENTRY, include_str!("dead/discard.lua");
+    LIMITS_SET = include_str!("limits/set.lua");
     ENQUEUE_ONCE = include_str!("queue/enqueue_once.lua");
 }
 
