@@ -1,20 +1,22 @@
 //! The command line: `switchback <noun> <verb>`. The long help is the reference of the JSON output.
 
+mod dead;
 mod schedule;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
-use switchback_common::{TaskId, TaskType, Version};
+use switchback_common::{TaskId, TaskType, Version, store::limits::Limit};
 
+pub(crate) use self::dead::{Act, DeadVerb, Rate, Which};
 pub(crate) use self::schedule::{Remark, ScheduleVerb};
 use crate::output::Format;
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done                           4  no such queue, task, dead letter or schedule
-  1  failed                         5  refused: --if-rev moved, invalid value, no live worker
+  1  failed, or interrupted         5  refused: --if-rev moved, invalid value, no live worker, limit
   2  usage or configuration         6  committed, but not everyone confirmed (--wait)
   3  Redis unreachable
 
@@ -130,6 +132,9 @@ JSON: {queue, namespace, task_type, rev, gate: {active, candidate|null, percent,
         change: Change,
     },
     /// Start tasks again: after a pause, or after a gate that went backwards was checked.
+    ///
+    /// Refused while dead letters are at their limit, for workers would hold the queue again at once: requeue or discard
+    /// some (`switchback dead`), or raise the limit (`switchback queue limits`).
     #[command(after_long_help = CHANGE_JSON)]
     Resume {
         #[arg(value_name = "TYPE")]
@@ -197,10 +202,36 @@ JSON: {queue, namespace, task_type, rev|null, gate|null, changed|null,
   versions: [{version, routed, live_workers, running}], live_workers, confirmed,
   hints: [{level: critical|warning|info, code, text}]}
 Hint codes: no_gate, no_group, regressed, paused, no_workers, no_worker_for_version, parked, lost_sessions,
-  unconfirmed, edit_refused, dead_letters")]
+  unconfirmed, edit_refused, dead_letters, dead_limit, queue_full, bad_limits")]
     Show {
         #[arg(value_name = "TYPE")]
         task_type: TaskType,
+    },
+    /// Show or set the limits of a queue, beside what is used of them.
+    ///
+    /// Enqueueing is refused at the limit of waiting tasks; what is in the queue already moves freely. At the limit of
+    /// dead letters the queue is put on hold until a person resumes it: nothing is ever trimmed. By hand: HSET sb:limits:{NAMESPACE:TYPE}.
+    #[command(after_long_help = "\
+JSON: {queue, changed, limits: [{name: dead|waiting, limit, default, set, in_use}], problems: [text]}
+limit: 0 is none. set: whether somebody set it. problems: what in the hash makes no sense and so does not count.")]
+    Limits {
+        #[arg(value_name = "TYPE")]
+        task_type: TaskType,
+        /// Most dead letters; 0 is no limit. Defaults to 100 000.
+        #[arg(long, value_name = "N", value_parser = |text: &str| Limit::Dead.parse(text))]
+        dead: Option<u64>,
+        /// Most waiting and delayed tasks; 0 is no limit. Defaults to 10 000 000.
+        #[arg(long, value_name = "N", value_parser = |text: &str| Limit::Waiting.parse(text))]
+        waiting: Option<u64>,
+        /// Bring the defaults back, e.g. `dead,waiting`.
+        #[arg(long, value_name = "LIMITS", value_delimiter = ',', value_parser = limit)]
+        clear: Vec<Limit>,
+        /// Why: goes into the queue's log.
+        #[arg(long, value_name = "TEXT")]
+        why: Option<String>,
+        /// Who: goes into the queue's log. Defaults to $USER.
+        #[arg(long, value_name = "NAME")]
+        by: Option<String>,
     },
 }
 
@@ -256,35 +287,6 @@ pub(crate) struct PayloadSource {
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum DeadVerb {
-    /// List dead letters, newest first.
-    #[command(after_long_help = "\
-JSON: [{queue, entry, id|null, at|null, at_us|null, reason, version, attempts, error, session}]")]
-    Ls {
-        #[arg(value_name = "TYPE")]
-        task_type: TaskType,
-        /// Most dead letters to show.
-        #[arg(long, default_value_t = 20, value_name = "N")]
-        limit: usize,
-    },
-    /// Show one dead letter: reason, errors, payload.
-    ///
-    /// A payload that is not UTF-8 is shown with escapes (\xff, \n, \\), nothing lost: `printf %b` brings it back.
-    #[command(after_long_help = "\
-JSON: {queue, entry, id|null, at|null, at_us|null, reason, error, version, session, attempts, deaths, key|null,
-  enqueued_at|null, enqueued_at_us|null, errors: [{attempt, version, error, at, at_us}], headers: {},
-  payload|null, payload_encoding: utf8|escaped|null, malformed|null, fields: {name: value}|null}
-fields: all fields as they lie in Redis, escaped, when the entry is malformed.")]
-    Show {
-        #[arg(value_name = "TYPE")]
-        task_type: TaskType,
-        /// The task's id, or the entry id that `dead ls` shows.
-        #[arg(value_name = "ID")]
-        id: TaskId,
-    },
-}
-
-#[derive(Debug, Subcommand)]
 pub(crate) enum WorkerVerb {
     /// List sessions: one per worker and queue.
     #[command(after_long_help = "\
@@ -300,6 +302,13 @@ behind: whether it has not confirmed the gate's revision yet.")]
 
 /// The fields that people set, `only` apart: that is what `gate rollback` sends.
 const FIELDS: [&str; 5] = ["active", "candidate", "percent", "pins", "paused"];
+
+/// Reads the name of a limit.
+fn limit(word: &str) -> Result<Limit, String> {
+    let names: Vec<_> = Limit::ALL.iter().map(|limit| limit.name()).collect();
+    let found = Limit::ALL.into_iter().find(|limit| limit.name() == word);
+    found.ok_or_else(|| format!("no such limit; limits: {}", names.join(", ")))
+}
 
 /// Reads `field=value`. What values mean is judged later.
 fn field(word: &str) -> Result<(&'static str, String), String> {

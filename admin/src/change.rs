@@ -78,6 +78,12 @@ pub(crate) struct Answer {
     pub(crate) changed: bool,
 }
 
+/// Who it is: as said, else $USER.
+pub(crate) fn who(by: Option<&str>) -> String {
+    let by = by.map_or_else(|| std::env::var("USER").unwrap_or_default(), str::to_owned);
+    clip(&by, MAX_BY_BYTES).to_owned()
+}
+
 /// What a change is asked under: whose, why, and on which condition.
 pub(crate) fn request(fields: &[(&'static str, String)], options: &Change) -> ChangeRequest {
     let (by, why) = signature(options.by.as_deref(), options.why.as_deref());
@@ -94,9 +100,7 @@ pub(crate) fn request(fields: &[(&'static str, String)], options: &Change) -> Ch
 
 /// Who changes something, by default $USER, and why; cut to what is kept.
 pub(crate) fn signature(by: Option<&str>, why: Option<&str>) -> (String, String) {
-    let by = by.map_or_else(|| std::env::var("USER").unwrap_or_default(), str::to_owned);
-    let why = clip(why.unwrap_or_default(), MAX_WHY_BYTES);
-    (clip(&by, MAX_BY_BYTES).to_owned(), why.to_owned())
+    (who(by), clip(why.unwrap_or_default(), MAX_WHY_BYTES).to_owned())
 }
 
 /// Sends a change and understands the answer.

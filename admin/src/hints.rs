@@ -6,6 +6,7 @@ use switchback_common::{
     store::{
         gate::HistoryEntry,
         inspect::{GroupInfo, QueueDepth},
+        limits::Limits,
         session::SessionInfo,
     },
 };
@@ -44,6 +45,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) shown: Option<&'a Shown>,
     pub(crate) sessions: &'a [SessionInfo],
     pub(crate) depth: Option<&'a QueueDepth>,
+    pub(crate) limits: &'a Limits,
     /// Newest first.
     pub(crate) history: &'a [HistoryEntry],
     pub(crate) now_us: u64,
@@ -56,6 +58,7 @@ pub(crate) fn hints(facts: &Facts<'_>) -> Vec<Hint> {
     of_workers(facts, &mut out);
     if let Some(depth) = facts.depth {
         of_depth(facts, depth, &mut out);
+        of_limits(facts, depth, &mut out);
     }
     out.sort_by_key(|hint| hint.level);
     out
@@ -91,10 +94,14 @@ fn of_gate(facts: &Facts<'_>, out: &mut Vec<Hint>) {
             };
             format!("; last change {}{by}{why}", ago(facts.now_us, e.at_us))
         });
-        let regressed = newest.is_some_and(|e| e.source == "regress");
+        let code = match newest.map(|e| e.source.as_str()) {
+            Some("regress") => "regressed",
+            Some("limit") => "dead_limit",
+            _ => "paused",
+        };
         out.push(Hint {
             level: Level::Critical,
-            code: if regressed { "regressed" } else { "paused" },
+            code,
             text: format!("paused: nothing starts until `switchback gate resume {task_type}`{since}"),
         });
     }
@@ -226,6 +233,29 @@ fn of_depth(facts: &Facts<'_>, depth: &QueueDepth, out: &mut Vec<Hint>) {
     }
 }
 
+fn of_limits(facts: &Facts<'_>, depth: &QueueDepth, out: &mut Vec<Hint>) {
+    let (limits, task_type) = (facts.limits, &facts.queue.task_type);
+    let waiting = depth.waiting() + depth.delayed;
+    if limits.waiting > 0 && waiting >= limits.waiting {
+        out.push(Hint {
+            level: Level::Critical,
+            code: "queue_full",
+            text: format!(
+                "{} wait, the limit is {}: enqueueing is refused. Add workers, or raise it: switchback queue limits {task_type} --waiting N",
+                count(waiting, "task"),
+                limits.waiting
+            ),
+        });
+    }
+    for problem in &limits.problems {
+        out.push(Hint {
+            level: Level::Warning,
+            code: "bad_limits",
+            text: format!("{}: see `switchback queue limits {task_type}`", plain(problem)),
+        });
+    }
+}
+
 /// A lane is made with its group when its version joins; an empty one without is no loss.
 fn is_groupless(name: &str, group: &GroupInfo) -> bool {
     !group.exists && (group.length > 0 || !name.starts_with("lane"))
@@ -243,6 +273,7 @@ mod tests {
             shown: None,
             sessions: &[],
             depth: None,
+            limits: &Limits::default(),
             history: &[],
             now_us: 0,
         };

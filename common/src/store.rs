@@ -4,11 +4,13 @@
 
 pub mod claim;
 pub mod connect;
+pub mod dead;
 pub mod enqueue;
 pub mod error;
 pub mod gate;
 pub mod inspect;
 pub mod keyspace;
+pub mod limits;
 pub mod log;
 pub mod moves;
 pub mod push;

@@ -54,6 +54,19 @@ pub enum EnqueueError {
         /// The task that has it.
         by: TaskId,
     },
+    /// The queue is at its limit. Nothing was sent.
+    #[error(
+        "{queue} is full: {waiting} tasks wait there, the limit is {limit}; try again when its workers have caught up, or raise the limit: switchback queue limits {} --waiting N",
+        queue.task_type
+    )]
+    QueueFull {
+        /// The queue.
+        queue: Queue,
+        /// Waiting and delayed tasks, this producer's own counted to the last.
+        waiting: u64,
+        /// The limit.
+        limit: u64,
+    },
     /// The request was sent and no reply came: the task may or may not be enqueued.
     #[error(
         "no reply to the enqueue into {queue}: it may have happened; repeat it only if running twice is harmless, or use .id(…) / .idempotent() ({source})"
@@ -113,6 +126,7 @@ impl EnqueueError {
             | Self::PayloadTooLarge { .. }
             | Self::KeyTooLong { .. }
             | Self::Taken { .. }
+            | Self::QueueFull { .. }
             | Self::Refused { .. } => false,
         }
     }

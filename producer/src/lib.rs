@@ -25,14 +25,20 @@
 //! so: sending a plain enqueue again may run it twice. With [`Enqueue::id`] or [`Enqueue::idempotent`] every try is
 //! safe to repeat.
 //!
+//! A queue has a limit on what may wait in it ([`EnqueueError::QueueFull`]). Each producer counts its own tasks at once
+//! and asks for the others' once a second, so that a queue may grow past its limit by what the other producers enqueue
+//! in about a second: at most some 10 000 tasks each, and what each sends while it asks.
+//!
 //! # Layout
 //! - [`producer`] — connecting, enqueueing one or many
 //! - [`options`] — key, id, delay, priority, deadline, uniqueness of one enqueue
 //! - [`error`] — what can go wrong
+//! - `room` — whether a queue is full
 
 pub mod error;
 pub mod options;
 pub mod producer;
+mod room;
 
 pub use error::EnqueueError;
 pub use options::{Enqueue, EnqueueMany, IfTaken};

@@ -21,6 +21,7 @@ use tokio::sync::RwLock;
 use crate::{
     error::EnqueueError,
     options::{Draft, Enqueue, EnqueueMany, IfTaken, Terms},
+    room::Room,
 };
 
 /// Tasks per MULTI, and batches on their way at once: enough to keep Redis busy, small enough not to hog it.
@@ -48,6 +49,7 @@ struct Shared {
 struct QueueHandle {
     queue: Queue,
     enqueue: EnqueueStore,
+    room: Room,
 }
 
 impl Producer {
@@ -157,6 +159,7 @@ impl Producer {
             task.id.get_or_insert_with(TaskId::random);
         }
         let link = self.link(queue).await?;
+        handle.room.admit(&link, 1).await?;
         let added = if plain {
             handle.enqueue.add(&link, &task).await.map(Added::Yes)
         } else {
@@ -206,6 +209,7 @@ impl Producer {
         }
         let plain = tasks.first().is_none_or(NewTask::is_plain);
         let link = self.link(&handle.queue).await?;
+        handle.room.admit(&link, total).await?;
         let enqueue = &handle.enqueue;
         let link = &link;
         let sending = batches(tasks).into_iter().map(|batch| async move {
@@ -286,6 +290,7 @@ impl Producer {
         let queue = Queue::new(self.shared.namespace.clone(), TaskType::new(task_type)?);
         let handle = Arc::new(QueueHandle {
             enqueue: EnqueueStore::new(&self.shared.store, &queue),
+            room: Room::new(&self.shared.store, &queue),
             queue,
         });
         queues.insert(task_type.to_owned(), Arc::clone(&handle));

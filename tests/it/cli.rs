@@ -11,24 +11,24 @@ use switchback_tests::{Process, RedisServer, eventually};
 use tempfile::TempDir;
 
 pub(crate) const OK: i32 = 0;
-const FAILED: i32 = 1;
+pub(crate) const FAILED: i32 = 1;
 pub(crate) const USAGE: i32 = 2;
 pub(crate) const UNREACHABLE: i32 = 3;
 pub(crate) const NOT_FOUND: i32 = 4;
 pub(crate) const REFUSED: i32 = 5;
-const UNCONFIRMED: i32 = 6;
+pub(crate) const UNCONFIRMED: i32 = 6;
 
 /// An operator's shell: a home and a directory of its own, nothing inherited.
 pub(crate) struct Shell {
-    url: String,
-    dir: TempDir,
+    pub(crate) url: String,
+    pub(crate) dir: TempDir,
 }
 
 #[derive(Debug)]
 pub(crate) struct Ran {
-    code: i32,
+    pub(crate) code: i32,
     pub(crate) stdout: String,
-    stderr: String,
+    pub(crate) stderr: String,
 }
 
 impl Ran {
@@ -64,7 +64,7 @@ impl Shell {
         }
     }
 
-    fn bare(&self, args: &[&str]) -> Command {
+    pub(crate) fn bare(&self, args: &[&str]) -> Command {
         let mut command = Command::new(Process::binary("switchback"));
         command
             .args(args)
@@ -76,7 +76,7 @@ impl Shell {
         command
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = self.bare(args);
         command
             .env("SWITCHBACK_REDIS_URL", &self.url)
@@ -103,7 +103,7 @@ impl Shell {
     }
 }
 
-fn finish(command: &mut Command) -> Ran {
+pub(crate) fn finish(command: &mut Command) -> Ran {
     let output = command.output().expect("running switchback");
     Ran {
         code: output.status.code().expect("an exit code"),
@@ -113,15 +113,15 @@ fn finish(command: &mut Command) -> Ran {
 }
 
 /// The queue shop/mail, and sessions on it.
-struct Mail {
-    server: RedisServer,
-    shell: Shell,
-    store: Store,
-    queue: Queue,
+pub(crate) struct Mail {
+    pub(crate) server: RedisServer,
+    pub(crate) shell: Shell,
+    pub(crate) store: Store,
+    pub(crate) queue: Queue,
 }
 
 impl Mail {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let server = RedisServer::start().await;
         Self {
             shell: Shell::new(server.url()),
@@ -132,17 +132,17 @@ impl Mail {
     }
 
     /// With one session that has v1 and v2, gate at v1.
-    async fn with_worker() -> Self {
+    pub(crate) async fn with_worker() -> Self {
         let mail = Self::new().await;
         mail.join(&["v1", "v2"], 4711).await;
         mail
     }
 
-    fn sessions(&self) -> SessionStore {
+    pub(crate) fn sessions(&self) -> SessionStore {
         SessionStore::new(&self.store, &self.queue)
     }
 
-    async fn join(&self, versions: &[&str], pid: u32) -> SessionId {
+    pub(crate) async fn join(&self, versions: &[&str], pid: u32) -> SessionId {
         let session = SessionId::random();
         let record = SessionRecord {
             host: "web-3".to_owned(),
@@ -157,27 +157,27 @@ impl Mail {
         session
     }
 
-    async fn confirm(&self, session: &SessionId, rev: u64, running: &str) {
+    pub(crate) async fn confirm(&self, session: &SessionId, rev: u64, running: &str) {
         self.sessions().publish(session, rev, running).await.unwrap();
     }
 
     /// A version that is known and that nobody has any more.
-    async fn join_and_leave(&self, versions: &[&str]) {
+    pub(crate) async fn join_and_leave(&self, versions: &[&str]) {
         let session = self.join(versions, 1).await;
         self.sessions().leave(&session, &[], "test").await.unwrap();
     }
 
-    fn set(&self, fields: &str) {
+    pub(crate) fn set(&self, fields: &str) {
         self.shell.run(&format!("gate set mail {fields}")).exits(OK);
     }
 
-    fn rev(&self) -> u64 {
+    pub(crate) fn rev(&self) -> u64 {
         self.shell.run("gate show mail -o json").exits(OK).json()["rev"]
             .as_u64()
             .unwrap()
     }
 
-    fn gate(&self) -> Value {
+    pub(crate) fn gate(&self) -> Value {
         self.shell.run("gate show mail -o json").exits(OK).json()["gate"].clone()
     }
 }

@@ -3,9 +3,12 @@
 mod architecture;
 mod cli;
 mod connect;
+mod dead;
+mod dead_cli;
 mod enqueue;
 mod gate_change;
 mod gate_seal;
+mod limits;
 mod moves;
 mod pool;
 mod queue;

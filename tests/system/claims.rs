@@ -8,7 +8,7 @@ use switchback_tests::{eventually, patience};
 use crate::fixture::Fixture;
 
 /// Watches every command, as `client address` -> `command`, until `done`.
-async fn watched(fixture: &Fixture, done: impl AsyncFnOnce()) -> Vec<(String, Vec<String>)> {
+pub(crate) async fn watched(fixture: &Fixture, done: impl AsyncFnOnce()) -> Vec<(String, Vec<String>)> {
     let client = redis::Client::open(fixture.server.url()).unwrap();
     let monitor = client.get_async_monitor().await.unwrap();
     let mut lines = monitor.into_on_message::<String>();

@@ -37,6 +37,7 @@ async fn every_key_is_in_the_catalogue() {
         .id("once")
         .await
         .unwrap();
+    fixture.raw(&["HSET", "sb:limits:{test:job}", "dead", "9"]).await;
     fixture
         .raw(&["HSET", "sb:gate:{test:job}", "only", "v1", "by", "alice"])
         .await;
@@ -71,6 +72,7 @@ async fn every_key_is_in_the_catalogue() {
                 "delayed",
                 "envelope",
                 "dead",
+                "limits",
                 "gate",
                 "gatestate",
                 "history",

@@ -8,6 +8,7 @@ mod documents;
 mod fixture;
 mod fleet;
 mod footprint;
+mod limits;
 mod options;
 mod producers;
 mod recovery;

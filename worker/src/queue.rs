@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::WorkerConfig,
-    loops::{claimer, finder, gatekeeper, promoter, reaper, renewer::Renewer, scheduler, settler, trimmer},
+    loops::{claimer, finder, gatekeeper, limiter, promoter, reaper, renewer::Renewer, scheduler, settler, trimmer},
     outcome::Message,
     pushes::Pushes,
     reader::GateReader,
@@ -63,6 +63,7 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
         loops.spawn(promoter::run(Arc::clone(&session)));
         loops.spawn(reaper::run(Arc::clone(&session)));
         loops.spawn(finder::run(Arc::clone(&session)));
+        loops.spawn(limiter::run(Arc::clone(&session)));
         loops.spawn(trimmer::run(Arc::clone(&session)));
         loops.spawn(scheduler::run(Arc::clone(&session)));
         tokio::select! {
@@ -153,6 +154,7 @@ async fn try_begin(
         ruling_changed: Notify::new(),
         busy: Notify::new(),
         retry_scheduled: Notify::new(),
+        died: Notify::new(),
         look_for_lost: Notify::new(),
         lease_known: Notify::new(),
         closing: CancellationToken::new(),

@@ -112,6 +112,8 @@ pub(crate) struct Session {
     pub(crate) busy: Notify,
     /// A retry was scheduled, or a task enqueued that is due soon: look at what is delayed.
     pub(crate) retry_scheduled: Notify,
+    /// A dead letter was settled: there may be too many now.
+    pub(crate) died: Notify,
     /// Something may have been claimed and never seen: look now.
     pub(crate) look_for_lost: Notify,
     /// The renewer spoke: lease alive, or session lost.

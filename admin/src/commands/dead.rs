@@ -1,21 +1,26 @@
-//! `dead ls | show`.
+//! `dead ls | show | requeue | discard`.
 
-use std::collections::BTreeMap;
+mod act;
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::SignedDuration;
 use serde::Serialize;
 use switchback_common::{
     Queue, StreamId, TaskId,
     envelope::{AttemptError, Envelope, field},
     id::stream_salt,
     store::{
-        inspect::{self, FIND_WINDOW},
+        dead::{DeadLetter, DeadStore, Filter, Order},
+        inspect::FIND_WINDOW,
         keyspace::Key,
         reply::{self, Entry, field_number, field_text},
     },
 };
 
+use self::act::Action;
 use crate::{
-    args::DeadVerb,
+    args::{DeadVerb, Which},
     context::Context,
     exit::Failure,
     output::{Output, sheet, table, tell},
@@ -27,8 +32,14 @@ const PAGE: usize = 500;
 
 pub(crate) async fn run(context: &Context, out: &mut Output, verb: DeadVerb) -> Result<(), Failure> {
     match verb {
-        DeadVerb::Ls { task_type, limit } => ls(context, out, &context.queue(task_type), limit).await,
+        DeadVerb::Ls {
+            task_type,
+            which,
+            limit,
+        } => ls(context, out, &context.queue(task_type), &which, limit).await,
         DeadVerb::Show { task_type, id } => show(context, out, &context.queue(task_type), &id).await,
+        DeadVerb::Requeue { act, force } => act::run(context, out, Action::Requeue { force }, &act).await,
+        DeadVerb::Discard { act } => act::run(context, out, Action::Discard, &act).await,
     }
 }
 
@@ -48,47 +59,68 @@ struct Row {
 }
 
 impl Row {
-    fn of(queue: &Queue, entry: &Entry) -> Self {
-        let fields = entry.fields.as_deref().map(<[_]>::to_vec).unwrap_or_default();
-        let at_us = dead_at_us(entry);
+    fn of(queue: &Queue, letter: &DeadLetter) -> Self {
+        let at_us = letter.at_ms.saturating_mul(1_000);
         Self {
             queue: queue.to_string(),
-            entry: entry.id.to_string(),
-            id: some(field_text(&fields, field::ID)),
+            entry: letter.entry.to_string(),
+            id: some(letter.id.clone()),
             at: rfc3339(at_us),
             at_us: Some(at_us),
-            reason: field_text(&fields, field::DEAD_REASON),
-            version: field_text(&fields, field::DEAD_VERSION),
-            attempts: field_number(&fields, field::ATTEMPT),
-            error: field_text(&fields, field::DEAD_ERROR),
-            session: field_text(&fields, field::DEAD_SESSION),
+            reason: letter.reason.clone(),
+            version: letter.version.clone(),
+            attempts: letter.attempts,
+            error: letter.error.clone(),
+            session: letter.session.clone(),
         }
     }
-}
-
-/// When it died; an entry that does not say died when it was written.
-fn dead_at_us(entry: &Entry) -> u64 {
-    let said = entry.fields.as_ref().map_or(0, |f| field_number(f, field::DEAD_AT));
-    let ms = if said == 0 { entry.id.ms } else { said };
-    ms.saturating_mul(1_000)
 }
 
 fn some(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-async fn ls(context: &Context, out: &mut Output, queue: &Queue, limit: usize) -> Result<(), Failure> {
-    let mut entries = inspect::dead(&context.store, queue, None, limit.saturating_add(1)).await?;
-    if entries.is_empty() {
-        context.require(queue).await?;
-        if out.is_table() {
-            tell(format_args!("{queue} has no dead letters"));
+/// The filter as the store takes it; ages count back from `now_us` on Redis's clock.
+fn filter(which: &Which, now_us: u64) -> Filter {
+    let ago = |age: SignedDuration| {
+        let age_us = u64::try_from(age.as_micros()).unwrap_or(0);
+        now_us.saturating_sub(age_us) / 1_000
+    };
+    Filter {
+        version: which.version.as_ref().map(ToString::to_string),
+        reason: which.reason.clone(),
+        error: which.error.clone(),
+        until_ms: which.older_than.map(ago),
+        since_ms: which.newer_than.map(ago),
+    }
+}
+
+async fn ls(context: &Context, out: &mut Output, queue: &Queue, which: &Which, limit: usize) -> Result<(), Failure> {
+    let store = DeadStore::new(&context.store, queue);
+    let now = context.now_us().await?;
+    let filter = filter(which, now);
+    let (mut rows, mut after, mut any, mut more) = (Vec::new(), None, false, false);
+    while !more {
+        let page = store.scan(after, None, Order::NewestFirst, PAGE).await?;
+        if page.last.is_none() {
+            break;
+        }
+        (after, any) = (page.last, true);
+        for letter in page.letters.iter().filter(|letter| filter.fits(letter)) {
+            more = rows.len() >= limit;
+            if more {
+                break;
+            }
+            rows.push(Row::of(queue, letter));
         }
     }
-    let more = entries.len() > limit;
-    entries.truncate(limit);
-    let now = context.now_us().await?;
-    let rows: Vec<Row> = entries.iter().map(|entry| Row::of(queue, entry)).collect();
+    if rows.is_empty() && !more {
+        context.require(queue).await?;
+        if out.is_table() {
+            let what = if any { "no such dead letter" } else { "no dead letters" };
+            tell(format_args!("{queue} has {what}"));
+        }
+    }
     out.list(&rows, |_| {
         if rows.is_empty() {
             return String::new();
@@ -143,7 +175,11 @@ impl DeadView {
         let fields = entry.fields.clone().unwrap_or_default();
         let salt = stream_salt(&context.keyspace().render(&Key::Dead(queue.clone())));
         let decoded = Envelope::decode(salt, entry.id, fields.clone(), usize::MAX);
-        let row = Row::of(queue, entry);
+        let died_us = match field_number(&fields, field::DEAD_AT) {
+            0 => entry.id.ms, // one that does not say died when it was written
+            said => said,
+        }
+        .saturating_mul(1_000);
         let payload = reply::field(&fields, field::PAYLOAD).map(lossless);
         let errors: Vec<AttemptError> = reply::field(&fields, field::ERRORS)
             .and_then(|json| serde_json::from_slice(json).ok())
@@ -163,16 +199,16 @@ impl DeadView {
             payload: payload.map(|(text, _)| text),
             fields: decoded.is_err().then(all),
             malformed: decoded.err().map(|problem| problem.to_string()),
-            queue: row.queue,
-            entry: row.entry,
-            id: row.id,
-            at: row.at,
-            at_us: row.at_us,
-            reason: row.reason,
-            error: row.error,
-            version: row.version,
-            session: row.session,
-            attempts: row.attempts,
+            queue: queue.to_string(),
+            entry: entry.id.to_string(),
+            id: some(field_text(&fields, field::ID)),
+            at: rfc3339(died_us),
+            at_us: Some(died_us),
+            reason: field_text(&fields, field::DEAD_REASON),
+            error: field_text(&fields, field::DEAD_ERROR),
+            version: field_text(&fields, field::DEAD_VERSION),
+            session: field_text(&fields, field::DEAD_SESSION),
+            attempts: field_number(&fields, field::ATTEMPT),
         }
     }
 }
@@ -244,30 +280,43 @@ pub(crate) fn payload_lines(payload: Option<&[u8]>) -> String {
     }
 }
 
-/// By entry id at once, else by task id through the newest letters.
 async fn find(context: &Context, queue: &Queue, id: &TaskId) -> Result<Option<Entry>, Failure> {
-    let text = id.to_string();
-    if text.contains('-')
-        && let Some(wanted) = StreamId::parse(text.as_bytes())
-    {
-        let after = StreamId {
-            ms: wanted.ms,
-            seq: wanted.seq.saturating_add(1),
+    let store = DeadStore::new(&context.store, queue);
+    let (found, _) = find_all(&store, std::slice::from_ref(id)).await?;
+    match found.first() {
+        Some(letter) => Ok(store.get(letter.entry).await?),
+        None => Ok(None),
+    }
+}
+
+/// The letters with these ids, by entry id at once, by task id through the newest; and the ids that were not found. In
+/// entry-id order.
+async fn find_all(store: &DeadStore, ids: &[TaskId]) -> Result<(Vec<DeadLetter>, Vec<String>), Failure> {
+    let mut found: Vec<DeadLetter> = Vec::new();
+    let mut wanted = BTreeSet::new();
+    for id in ids.iter().map(ToString::to_string) {
+        let entry = StreamId::parse(id.as_bytes()).filter(|_| id.contains('-'));
+        let letter = match entry {
+            Some(entry) => store.at(entry).await?,
+            None => None,
         };
-        let found = inspect::dead(&context.store, queue, Some(after), 1).await?;
-        if let Some(entry) = found.into_iter().find(|entry| entry.id == wanted) {
-            return Ok(Some(entry));
+        match letter {
+            Some(letter) => found.push(letter),
+            None => {
+                wanted.insert(id);
+            }
         }
     }
-    let mut before = None;
-    for _ in 0..FIND_WINDOW / PAGE {
-        let page = inspect::dead(&context.store, queue, before, PAGE).await?;
-        let Some(last) = page.last() else { break };
-        before = Some(last.id);
-        let is_it = |entry: &Entry| entry.fields.as_ref().is_some_and(|f| field_text(f, field::ID) == text);
-        if let Some(entry) = page.into_iter().find(is_it) {
-            return Ok(Some(entry));
+    let (mut after, mut looked_at) = (None, 0);
+    while !wanted.is_empty() && looked_at < FIND_WINDOW {
+        let page = store.scan(after, None, Order::NewestFirst, PAGE).await?;
+        if page.last.is_none() {
+            break;
         }
+        (after, looked_at) = (page.last, looked_at + page.letters.len());
+        found.extend(page.letters.into_iter().filter(|letter| wanted.remove(&letter.id)));
     }
-    Ok(None)
+    found.sort_by_key(|letter| letter.entry);
+    found.dedup_by_key(|letter| letter.entry);
+    Ok((found, wanted.into_iter().collect()))
 }

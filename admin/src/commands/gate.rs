@@ -1,7 +1,10 @@
 //! `gate show | set | rollback | pause | resume | history`.
 
 use serde::Serialize;
-use switchback_common::{Queue, Version, store::gate::HistoryEntry, store::session::SessionStore};
+use switchback_common::{
+    Queue, Version,
+    store::{dead::DeadStore, gate::HistoryEntry, limits, session::SessionStore},
+};
 use switchback_gates::{Gate, GateError, rollback::Target};
 
 use crate::{
@@ -34,9 +37,27 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: GateVerb) -> 
             rollback(context, out, &context.queue(task_type), to, &change).await
         }
         GateVerb::Pause { task_type, change } => pause(context, out, &context.queue(task_type), "1", &change).await,
-        GateVerb::Resume { task_type, change } => pause(context, out, &context.queue(task_type), "0", &change).await,
+        GateVerb::Resume { task_type, change } => {
+            let queue = context.queue(task_type);
+            refuse_at_dead_limit(context, &queue).await?;
+            pause(context, out, &queue, "0", &change).await
+        }
         GateVerb::History { task_type, limit } => history(context, out, &context.queue(task_type), limit).await,
     }
+}
+
+/// P10: workers would hold it again at once. The way out is fewer dead letters, or a higher limit.
+async fn refuse_at_dead_limit(context: &Context, queue: &Queue) -> Result<(), Failure> {
+    let limit = limits::read(&context.store, queue).await?.dead;
+    let count = DeadStore::new(&context.store, queue).count().await?;
+    if limit == 0 || count < limit {
+        return Ok(());
+    }
+    let task_type = &queue.task_type;
+    Err(Failure::Refused(format!(
+        "{queue} has {count} dead letters, the limit is {limit}: its workers would hold it again at once. Requeue or discard \
+         some (switchback dead requeue|discard {task_type}), or raise the limit (switchback queue limits {task_type} --dead N)"
+    )))
 }
 
 async fn show(context: &Context, out: &mut Output, queue: Queue) -> Result<(), Failure> {

@@ -1,4 +1,6 @@
-//! `queue ls | show`.
+//! `queue ls | show | limits`.
+
+mod limits;
 
 use futures_util::StreamExt as _;
 use serde::Serialize;
@@ -6,6 +8,7 @@ use switchback_common::{
     Queue,
     store::{
         inspect::{self, GroupInfo, QueueDepth},
+        limits::read as read_limits,
         session::SessionStore,
     },
 };
@@ -13,6 +16,7 @@ use switchback_gates::{Gate, GateError};
 
 use crate::{
     args::QueueVerb,
+    change::who,
     context::Context,
     exit::{Exit, Failure},
     hints::{Facts, Hint, Level, hints},
@@ -28,6 +32,26 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: QueueVerb) ->
     match verb {
         QueueVerb::Ls => ls(context, out).await,
         QueueVerb::Show { task_type } => show(context, out, &context.queue(task_type)).await,
+        QueueVerb::Limits {
+            task_type,
+            dead,
+            waiting,
+            clear,
+            why,
+            by,
+        } => {
+            let edits = limits::edits(dead, waiting, &clear)?;
+            let who = who(by.as_deref());
+            limits::run(
+                context,
+                out,
+                &context.queue(task_type),
+                &edits,
+                &who,
+                &why.unwrap_or_default(),
+            )
+            .await
+        }
     }
 }
 
@@ -111,6 +135,7 @@ pub(crate) async fn look(context: &Context, queue: &Queue, now_us: u64) -> Resul
     };
     let depth = inspect::depth(&context.store, queue).await?;
     let sessions = SessionStore::new(&context.store, queue).list().await?;
+    let limits = read_limits(&context.store, queue).await?;
     let known = context.gates.known_versions(queue).await?;
     let history = context.gates.history(queue, None, 20).await?;
     let gate = shown.as_ref().map(|s| &s.gate);
@@ -119,6 +144,7 @@ pub(crate) async fn look(context: &Context, queue: &Queue, now_us: u64) -> Resul
         shown: shown.as_ref(),
         sessions: &sessions,
         depth: Some(&depth),
+        limits: &limits,
         history: &history,
         now_us,
     });

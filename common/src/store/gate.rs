@@ -195,6 +195,11 @@ impl GateStore {
         &self.queue
     }
 
+    /// The keys that gate scripts take, in their order.
+    pub(crate) fn keys(&self) -> &[String; 4] {
+        &self.keys
+    }
+
     /// The human hash's key, as pushes name it.
     #[must_use]
     pub fn key(&self) -> &str {

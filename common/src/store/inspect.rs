@@ -33,6 +33,35 @@ pub struct GroupInfo {
 }
 
 impl GroupInfo {
+    /// Reads the answers to `XLEN` and `XINFO GROUPS`; `None` for a stream that does not exist: it has no groups, and
+    /// XINFO calls that an error.
+    pub(crate) fn of(length: &Value, groups: Option<Value>) -> Result<Self, StoreError> {
+        let mut info = Self {
+            length: reply::count("XLEN", length)?,
+            ..Self::default()
+        };
+        for item in reply::array("XINFO GROUPS", groups.unwrap_or(Value::Nil))? {
+            let items = reply::array("XINFO GROUPS", item)?;
+            let lag_known = items
+                .chunks(2)
+                .any(|c| matches!(c, [Value::BulkString(k), Value::Int(_)] if k == b"lag"));
+            let read_known = items
+                .chunks(2)
+                .any(|c| matches!(c, [Value::BulkString(k), Value::Int(_)] if k == b"entries-read"));
+            let fields = reply::fields("XINFO GROUPS", Value::Array(items))?;
+            if field_text(&fields, "name") != GROUP {
+                continue;
+            }
+            info.exists = true;
+            info.pending = field_number(&fields, "pending");
+            info.lag = lag_known.then(|| field_number(&fields, "lag"));
+            info.entries_read = read_known.then(|| field_number(&fields, "entries-read"));
+            info.last_delivered =
+                StreamId::parse(field_text(&fields, "last-delivered-id").as_bytes()).unwrap_or_default();
+        }
+        Ok(info)
+    }
+
     /// Waiting: neither delivered nor settled.
     #[must_use]
     pub fn waiting(&self) -> u64 {
@@ -132,36 +161,12 @@ pub async fn group(store: &Store, stream: &str) -> Result<GroupInfo, StoreError>
     pipe.cmd("XINFO").arg("GROUPS").arg(stream);
     let mut replies = link.run_pipe(&mut pipe).await?.into_iter();
     let length = match replies.next() {
-        Some(Ok(n)) => reply::count("XLEN", &n)?,
+        Some(Ok(length)) => length,
         Some(Err(e)) => return Err(link.error(e)),
-        None => 0,
+        None => Value::Nil,
     };
-    let mut info = GroupInfo {
-        length,
-        ..GroupInfo::default()
-    };
-    // A stream that does not exist has no groups: XINFO calls that an error.
-    if let Some(Ok(groups)) = replies.next() {
-        for item in reply::array("XINFO GROUPS", groups)? {
-            let items = reply::array("XINFO GROUPS", item)?;
-            let lag_known = items
-                .chunks(2)
-                .any(|c| matches!(c, [Value::BulkString(k), Value::Int(_)] if k == b"lag"));
-            let read_known = items
-                .chunks(2)
-                .any(|c| matches!(c, [Value::BulkString(k), Value::Int(_)] if k == b"entries-read"));
-            let fields = reply::fields("XINFO GROUPS", Value::Array(items))?;
-            if field_text(&fields, "name") != GROUP {
-                continue;
-            }
-            info.exists = true;
-            info.pending = field_number(&fields, "pending");
-            info.lag = lag_known.then(|| field_number(&fields, "lag"));
-            info.entries_read = read_known.then(|| field_number(&fields, "entries-read"));
-            info.last_delivered =
-                StreamId::parse(field_text(&fields, "last-delivered-id").as_bytes()).unwrap_or_default();
-        }
-    }
+    let groups = replies.next().and_then(Result::ok);
+    let mut info = GroupInfo::of(&length, groups)?;
     if let (true, None, Some(read)) = (info.exists, info.lag, info.entries_read) {
         // Redis does not say how much waits while the last entry delivered is a deleted one, as after a move. What it
         // has counted tells: all that was ever added, less what was ever read.

@@ -41,6 +41,9 @@ pub enum Key {
     Envelope(Queue),
     /// STREAM · per queue · dead letters: the entry's own fields plus `dead_*`. Never trimmed.
     Dead(Queue),
+    /// HASH · per queue · **for people**: `dead waiting`, and `concurrency rate rate_per_key`. Absent = defaults.
+    /// Written by [`limits::set`](super::limits::set), and by hand.
+    Limits(Queue),
     /// HASH · per queue · **for people**: `active candidate percent pins paused`, one-shot `only inflight by why`.
     Gate(Queue),
     /// STRING · per queue · never stays: touched so that workers, which are told of every write below `sb:gate:`, look for
@@ -144,6 +147,7 @@ impl Keyspace {
             Key::Delayed(q) => ("delayed", q),
             Key::Envelope(q) => ("envelope", q),
             Key::Dead(q) => ("dead", q),
+            Key::Limits(q) => ("limits", q),
             Key::Gate(q) => ("gate", q),
             Key::Wake(q) => ("gate:wake", q),
             Key::GateState(q) => ("gatestate", q),
@@ -173,6 +177,7 @@ impl Keyspace {
             | Key::Delayed(_)
             | Key::Envelope(_)
             | Key::Dead(_)
+            | Key::Limits(_)
             | Key::Gate(_)
             | Key::Wake(_)
             | Key::GateState(_)
@@ -214,6 +219,7 @@ impl Keyspace {
             ("delayed", None) => Key::Delayed(queue),
             ("envelope", None) => Key::Envelope(queue),
             ("dead", None) => Key::Dead(queue),
+            ("limits", None) => Key::Limits(queue),
             ("gate", None) => Key::Gate(queue),
             ("gate:wake", None) => Key::Wake(queue),
             ("gatestate", None) => Key::GateState(queue),
@@ -274,6 +280,7 @@ impl Key {
             | Self::UniqueId(..)
             | Self::UniqueKey(..)
             | Self::Schedules(_)
+            | Self::Limits(_)
             | Self::Queues(_) => String::new(),
         }
     }
@@ -293,6 +300,7 @@ impl Key {
             | Self::History(_)
             | Self::Log(_) => KeyType::Stream,
             Self::Envelope(_)
+            | Self::Limits(_)
             | Self::Gate(_)
             | Self::GateState(_)
             | Self::Versions(_)
@@ -319,8 +327,9 @@ mod tests {
             let keyspace = Keyspace::new(&prefix).unwrap();
             let q = || Queue::new(ns.parse().unwrap(), ty.parse().unwrap());
             let keys = [
-                Key::Stream(q()), Key::High(q()), Key::Low(q()), Key::Head(q()), Key::Suspect(q()), Key::Lane(q(), tail.parse().unwrap()), Key::Delayed(q()), Key::Newer(q(), format),
-                Key::Envelope(q()), Key::Dead(q()), Key::Gate(q()), Key::Wake(q()), Key::GateState(q()), Key::History(q()),
+                Key::Stream(q()), Key::High(q()), Key::Low(q()), Key::Head(q()), Key::Suspect(q()),
+                Key::Lane(q(), tail.parse().unwrap()), Key::Delayed(q()), Key::Newer(q(), format), Key::Envelope(q()),
+                Key::Dead(q()), Key::Limits(q()), Key::Gate(q()), Key::Wake(q()), Key::GateState(q()), Key::History(q()),
                 Key::Versions(q()), Key::Lease(q(), SessionId::from_found(&tail)), Key::Sessions(q()), Key::Log(q()),
                 Key::Stats(q(), minute), Key::UniqueId(q(), tail.clone()), Key::UniqueKey(q(), tail.clone()),
                 Key::Schedules(q()), Key::Queues(ns.parse().unwrap()),

@@ -27,6 +27,7 @@ scripts! {
     SEAL = GATE, include_str!("gate/seal.lua");
     CHANGE = GATE, include_str!("gate/change.lua");
     HOLD = GATE, include_str!("gate/hold.lua");
+    HOLD_FULL = GATE, include_str!("gate/full.lua");
     JOIN = GATE, include_str!("session/join.lua");
     RENEW = include_str!("session/renew.lua");
     PUBLISH = include_str!("session/publish.lua");
@@ -39,6 +40,10 @@ scripts! {
     ENQUEUE = ENTRY, include_str!("queue/enqueue.lua");
     SCHEDULE_FIRE = include_str!("schedule/fire.lua");
     SCHEDULE_WRITE = include_str!("schedule/write.lua");
+    DEAD_SCAN = ALLOW_OOM, ENTRY, include_str!("dead/scan.lua");
+    DEAD_REQUEUE = ALLOW_OOM, ENTRY, include_str!("dead/requeue.lua");
+    DEAD_DISCARD = ALLOW_OOM, ENTRY, include_str!("dead/discard.lua");
+    LIMITS_SET = include_str!("limits/set.lua");
 }
 
 #[cfg(test)]

@@ -51,6 +51,7 @@ pub(crate) async fn run(session: Arc<Session>, mut messages: mpsc::UnboundedRece
             })
             .collect();
         let retries = outcomes.iter().any(|o| matches!(o.fate, Some((Fate::Retry { .. }, _))));
+        let died = outcomes.iter().any(|o| matches!(o.fate, Some((Fate::Dead, _))));
         let mut rest = outcomes.as_slice();
         // Also with no outcome at all: the batch of a lone `Trim` carries the floors.
         loop {
@@ -62,6 +63,9 @@ pub(crate) async fn run(session: Arc<Session>, mut messages: mpsc::UnboundedRece
             if rest.is_empty() {
                 break;
             }
+        }
+        if died {
+            session.died.notify_one();
         }
         if retries {
             session.retry_scheduled.notify_one();
