@@ -2,6 +2,7 @@
 //!
 //! Every key is catalogued in [`keyspace::Key`]. One operation is one function and at most one script.
 
+pub mod backoff;
 pub mod claim;
 pub mod connect;
 pub mod enqueue;

@@ -8,7 +8,10 @@ use std::{
 use switchback_common::{
     Queue, SessionId, Store, StoreError,
     clock::Moment,
-    store::session::{Joined, SessionRecord, SessionStore},
+    store::{
+        backoff::Backoff,
+        session::{Joined, SessionRecord, SessionStore},
+    },
 };
 use switchback_gates::GateView;
 use tokio::{
@@ -31,7 +34,7 @@ use crate::{
 };
 
 const CLAIMERS: usize = 2;
-const LONGEST_RETRY: Duration = Duration::from_secs(2);
+const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 /// What every queue of a worker needs.
 #[derive(Debug, Clone)]
@@ -86,7 +89,7 @@ async fn begin(
     queue: &Queue,
     view: &Arc<GateView>,
 ) -> Option<(Arc<Session>, mpsc::UnboundedReceiver<Message>)> {
-    let mut retry = Duration::from_millis(50);
+    let mut retry = RETRY;
     loop {
         match try_begin(shared, spec, queue, view).await {
             Ok(Some(begun)) => return Some(begun),
@@ -97,10 +100,9 @@ async fn begin(
             Err(error) => tracing::warn!(queue.name = %queue, %error, "cannot begin a session"),
         }
         tokio::select! {
-            () = tokio::time::sleep(retry) => {}
+            () = tokio::time::sleep(retry.next_wait()) => {}
             () = shared.stop.cancelled() => return None,
         }
-        retry = (retry * 2).min(LONGEST_RETRY);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use switchback_common::{Store, StoreError, Task, clock::Moment};
+use switchback_common::{Store, StoreError, Task, clock::Moment, store::backoff::Backoff};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -121,14 +121,13 @@ impl WorkerBuilder {
 /// Waits for a Redis that is not there yet; refuses one that cannot be used.
 async fn reach(store: &Store, patience: Duration, stop: &CancellationToken) -> Result<(), StoreError> {
     let began = Moment::now();
-    let mut retry = Duration::from_millis(100);
+    let mut retry = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     loop {
         match store.check_server().await {
             Ok(_) => return Ok(()),
             Err(error) if error.is_transient() && began.elapsed() < patience && !stop.is_cancelled() => {
                 tracing::warn!(%error, "waiting for Redis");
-                tokio::time::sleep(retry).await;
-                retry = (retry * 2).min(Duration::from_secs(2));
+                tokio::time::sleep(retry.next_wait()).await;
             }
             Err(error) => return Err(error),
         }
