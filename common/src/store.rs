@@ -5,6 +5,7 @@
 pub mod backoff;
 pub mod claim;
 pub mod connect;
+mod count;
 pub mod enqueue;
 pub mod error;
 pub mod gate;
