@@ -18,7 +18,7 @@ use switchback_worker::{Worker, WorkerError, examples};
 #[command(name = "switchback-worker", version, max_term_width = 110)]
 #[command(
     after_help = "Exit codes: 0 stopped cleanly, 1 failed, 2 usage or configuration, 3 Redis unreachable, \
-                        5 refused: Redis is too old, or may evict keys.\n\
+                        5 refused: Redis is too old, may evict keys, or is a read-only replica.\n\
                         Settings: flag > environment > pool file > default. RUST_LOG sets how much is logged."
 )]
 struct Args {
@@ -49,7 +49,7 @@ impl Failure {
         match self {
             Self::Config(_) | Self::Pool(_) => 2,
             Self::Worker(WorkerError::Store(error)) => match error {
-                StoreError::TooOld { .. } | StoreError::Evicting { .. } => 5,
+                StoreError::TooOld { .. } | StoreError::Evicting { .. } | StoreError::ReadOnly { .. } => 5,
                 StoreError::BadUrl(_) => 2,
                 error if error.is_unreachable() => 3,
                 _ => 1,
