@@ -6,6 +6,7 @@ mod disk;
 #[allow(dead_code, reason = "shared with tests/system, which uses the rest")]
 #[path = "../system/fixture.rs"]
 mod fixture;
+mod health;
 mod links;
 mod memory;
 mod processes;

@@ -8,6 +8,38 @@ use crate::{
     tools::{LONG, enqueue_probe, int, pool, probe_queue, settled},
 };
 
+// P2: a handler that blocks the only thread of its runtime for longer than its lease keeps its task, and the warning names
+// it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_blocks_keeps_its_lease_and_is_named() {
+    let fixture = Fixture::new().await;
+    let blocked = pool(&fixture.server.url(), &[], &[("TOKIO_WORKER_THREADS", "1")]);
+    blocked.process.wait_line("session begun").await;
+    enqueue_probe(&fixture, "{\"n\":1,\"work_ms\":9000,\"then\":\"block\"}").await;
+    eventually("it runs", patience(LONG), async || blocked.witness.starts().len() == 1).await;
+    let other = pool(&fixture.server.url(), &[], &[]);
+    let warning = blocked
+        .process
+        .wait_line("a handler blocks the runtime's threads")
+        .await;
+    assert!(
+        warning.contains("test/probe@v1 x1") && warning.contains("spawn_blocking"),
+        "{warning}"
+    );
+    eventually("it has ended", patience(LONG), async || blocked.witness.ends() == [1]).await;
+    eventually("it is settled", patience(LONG), async || {
+        settled(&fixture, &probe_queue(), Ended::Done).await == 1
+    })
+    .await;
+    assert!(other.witness.starts().is_empty(), "nobody else ran it");
+    let warnings = blocked.process.lines();
+    let warnings = warnings
+        .iter()
+        .filter(|line| line.contains("blocks the runtime"))
+        .count();
+    assert_eq!(warnings, 1, "once for each time");
+}
+
 // P1: a version that takes its whole process with it. Rolled back, its task and the neighbours of its task run.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_abort_loses_nobody() {

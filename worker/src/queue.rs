@@ -22,6 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::WorkerConfig,
+    health::{Health, Pulse},
     loops::{claimer, finder, gatekeeper, promoter, reaper, renewer::Renewer, settler, trimmer},
     outcome::Message,
     pushes::Pushes,
@@ -34,6 +35,7 @@ use crate::{
 };
 
 const CLAIMERS: usize = 2;
+const NO_GROUP: &str = "the consumer group `workers` is gone but tasks are there: holding. Create it again with XGROUP CREATE … workers 0 (runs retained tasks again) or $ (skips what waits)";
 const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 /// What every queue of a worker needs.
@@ -43,6 +45,7 @@ pub(crate) struct Shared {
     pub(crate) config: Arc<WorkerConfig>,
     pub(crate) renewer: Arc<Renewer>,
     pub(crate) pushes: Pushes,
+    pub(crate) health: Arc<Health>,
     pub(crate) stop: CancellationToken,
     pub(crate) stop_now: CancellationToken,
 }
@@ -93,11 +96,14 @@ async fn begin(
     loop {
         match try_begin(shared, spec, queue, view).await {
             Ok(Some(begun)) => return Some(begun),
-            Ok(None) => tracing::error!(
-                queue.name = %queue,
-                "the consumer group `workers` is gone but tasks are there: holding. Create it again with XGROUP CREATE … workers 0 (runs retained tasks again) or $ (skips what waits)"
-            ),
-            Err(error) => tracing::warn!(queue.name = %queue, %error, "cannot begin a session"),
+            Ok(None) => {
+                tracing::error!(queue.name = %queue, "{NO_GROUP}");
+                shared.health.waiting(Some(&queue.to_string()), NO_GROUP);
+            }
+            Err(error) => {
+                tracing::warn!(queue.name = %queue, %error, "cannot begin a session");
+                shared.health.waiting(Some(&queue.to_string()), &error.to_string());
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(retry.next_wait()) => {}
@@ -159,11 +165,13 @@ async fn try_begin(
         closing: CancellationToken::new(),
         cancel_handlers: CancellationToken::new(),
         abandon: CancellationToken::new(),
+        pulse: Pulse::new(),
         complained: Mutex::default(),
         reap_not_before: Mutex::new(Moment::now() + config.reap_grace()),
         id,
     });
     shared.renewer.add(&session);
+    shared.health.begun(&session);
     shared.pushes.add(&session);
     tracing::info!(
         queue.name = %queue, session = %session.id, versions = ?spec.versions, concurrency = spec.concurrency,

@@ -67,6 +67,7 @@ pub(crate) async fn run(session: Arc<Session>, first: bool) {
 }
 
 async fn pause(session: &Session, error: &StoreError, retry: &mut Backoff) {
+    session.pulse.trouble(error);
     let wait = retry.next_wait();
     tracing::warn!(queue.name = %session.queue, %error, retry.after_ms = wait.as_millis(), "cannot claim");
     tokio::select! {

@@ -96,6 +96,7 @@ async fn settle(session: &Session, settler: &mut Option<(usize, Settler)>, outco
                 let _ = tokio::time::timeout(retry.next_wait(), session.lease_known.notified()).await;
             }
             Err(error) => {
+                session.pulse.trouble(&error);
                 tracing::warn!(queue.name = %session.queue, %error, batch.len = outcomes.len(), "cannot settle; keeping the outcomes");
                 *settler = None;
                 tokio::time::sleep(retry.next_wait()).await;
