@@ -2,8 +2,10 @@
 //!
 //! Every key is catalogued in [`keyspace::Key`]. One operation is one function and at most one script.
 
+pub mod backoff;
 pub mod claim;
 pub mod connect;
+pub mod count;
 pub mod dead;
 pub mod enqueue;
 pub mod error;

@@ -7,20 +7,22 @@ use std::{sync::Arc, time::Duration};
 
 use switchback_common::{
     Store,
-    store::push::{GatePushes, Touched},
+    store::{
+        backoff::Backoff,
+        push::{GatePushes, Touched},
+    },
 };
 
-const FIRST_RETRY: Duration = Duration::from_millis(50);
-const LONGEST_RETRY: Duration = Duration::from_secs(2);
+const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 const PING_EVERY: Duration = Duration::from_secs(1);
 
 /// Listens until dropped, calling `touched` for every announcement; reconnects by itself.
 pub async fn listen(store: Store, touched: Arc<dyn Fn(&Touched) + Send + Sync>) {
-    let mut retry = FIRST_RETRY;
+    let mut retry = RETRY;
     loop {
         match GatePushes::subscribe(&store).await {
             Ok(mut pushes) => {
-                retry = FIRST_RETRY;
+                retry.reset();
                 // Whatever happened while nobody listened was not announced.
                 touched(&Touched::All);
                 run(&mut pushes, touched.as_ref()).await;
@@ -29,8 +31,7 @@ pub async fn listen(store: Store, touched: Arc<dyn Fn(&Touched) + Send + Sync>) 
             Err(error) => tracing::warn!(%error, "no announcements of gate changes; looking every second instead"),
         }
         touched(&Touched::Disconnected);
-        tokio::time::sleep(retry).await;
-        retry = (retry * 2).min(LONGEST_RETRY);
+        tokio::time::sleep(retry.next_wait()).await;
     }
 }
 

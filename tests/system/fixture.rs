@@ -104,7 +104,11 @@ pub struct Fixture {
 
 impl Fixture {
     pub async fn new() -> Self {
-        let server = RedisServer::start().await;
+        Self::on(RedisServer::start().await).await
+    }
+
+    /// On a server with settings of its own.
+    pub async fn on(server: RedisServer) -> Self {
         let connect = ConnectOptions::new(server.url());
         let store = Store::new(&connect).unwrap();
         Self {

@@ -7,7 +7,7 @@ use switchback_common::{
     StreamId, Version,
     clock::Moment,
     envelope::{AttemptError, Envelope, MAX_COUNT, MAX_ERROR_BYTES, clip, field},
-    store::{log::Ended, settle::Fate},
+    store::{backoff::Backoff, log::Ended, settle::Fate},
     telemetry,
 };
 use switchback_gates::{Decision, Obeyed, decide};
@@ -33,8 +33,7 @@ pub(crate) struct Claimed {
     pub(crate) obeyed: Option<Obeyed>,
 }
 
-const FIRST_RETRY: Duration = Duration::from_millis(5);
-const LONGEST_RETRY: Duration = Duration::from_millis(500);
+const RETRY: Backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(500));
 /// The longest wait that a handler may ask for: a score that every clock and every double can hold.
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
@@ -115,15 +114,14 @@ async fn route(session: &Session, task: &Claimed) -> Option<Route> {
 /// Reads the gate again until the task can be routed.
 async fn route_again(session: &Session, task: &Claimed, mut refused: Option<Refusal>) -> Option<Route> {
     let mut after = task.claimed;
-    let mut wait = FIRST_RETRY;
+    let mut retry = RETRY;
     loop {
         match refused {
             Some(Refusal::Lost) => return None,
             Some(Refusal::Stale) => after = Moment::now(),
             Some(Refusal::LeaseUncertain) => {
                 after = Moment::now();
-                let _ = tokio::time::timeout(wait, session.lease_known.notified()).await;
-                wait = (wait * 2).min(LONGEST_RETRY);
+                let _ = tokio::time::timeout(retry.next_wait(), session.lease_known.notified()).await;
             }
             None => {}
         }
@@ -149,8 +147,7 @@ async fn route_again(session: &Session, task: &Claimed, mut refused: Option<Refu
             },
             // P8: no gate, or no Redis: start nothing, try again.
             Ok(None) | Err(_) => {
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(LONGEST_RETRY);
+                tokio::time::sleep(retry.next_wait()).await;
                 None
             }
         };

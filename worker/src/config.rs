@@ -1,6 +1,6 @@
 //! How a worker behaves, whatever it runs.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use switchback_common::{ConnectOptions, Namespace};
 
@@ -19,6 +19,7 @@ pub struct WorkerConfig {
     pub(crate) grace: Duration,
     pub(crate) patience: Duration,
     pub(crate) pushes: bool,
+    pub(crate) health: Option<SocketAddr>,
     pub(crate) retain: Duration,
     pub(crate) retain_entries: u64,
     pub(crate) retain_bytes: u64,
@@ -41,6 +42,7 @@ impl WorkerConfig {
             grace: Duration::from_secs(25),
             patience: Duration::from_secs(10),
             pushes: true,
+            health: None,
             retain: Duration::from_secs(24 * 3600),
             retain_entries: 100_000,
             retain_bytes: 256 * 1024 * 1024,
@@ -91,6 +93,14 @@ impl WorkerConfig {
     #[must_use]
     pub fn pushes(mut self, pushes: bool) -> Self {
         self.pushes = pushes;
+        self
+    }
+
+    /// Where to answer `GET /livez` and `GET /readyz`. There is no password on it: choose a loopback address, or one that
+    /// only whoever watches over the worker can reach. Port 0 takes a free one, and the log says which. Defaults to none.
+    #[must_use]
+    pub fn health(mut self, address: SocketAddr) -> Self {
+        self.health = Some(address);
         self
     }
 

@@ -49,6 +49,16 @@ pub enum WorkerError {
     /// A duration that cannot work.
     #[error("{0}")]
     BadSetting(String),
+    /// The address for health cannot be listened on.
+    #[error(
+        "cannot listen on {address} for /livez and /readyz: {source}; choose another address, or end what holds it"
+    )]
+    Health {
+        /// What was asked for.
+        address: std::net::SocketAddr,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// Redis cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),

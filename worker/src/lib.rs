@@ -51,6 +51,7 @@
 //! - `streams`, `slots`, `plan` — what a session reads; how much it runs at once; how much of which it claims
 //! - `attempt`, `starts`, `reader`, `outcome` — one attempt; the start check (P3, P4); the gate read again; how it ended
 //! - `loops` — one file per duty
+//! - `health` — `/livez` and `/readyz`
 //! - [`examples`] — handlers that `switchback-worker` brings along
 
 mod attempt;
@@ -60,6 +61,7 @@ pub mod examples;
 #[cfg(feature = "faults")]
 pub mod faults;
 pub mod handler;
+mod health;
 mod loops;
 mod outcome;
 mod plan;

@@ -2,7 +2,7 @@
 
 mod pool;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use pool::{PoolError, PoolFile};
@@ -18,7 +18,7 @@ use switchback_worker::{Worker, WorkerError, examples};
 #[command(name = "switchback-worker", version, max_term_width = 110)]
 #[command(
     after_help = "Exit codes: 0 stopped cleanly, 1 failed, 2 usage or configuration, 3 Redis unreachable, \
-                        5 refused: Redis is too old, or may evict keys.\n\
+                        5 refused: Redis is too old, may evict keys, or is a read-only replica.\n\
                         Settings: flag > environment > pool file > default. RUST_LOG sets how much is logged."
 )]
 struct Args {
@@ -32,6 +32,9 @@ struct Args {
     /// The application or team. Environment: SWITCHBACK_NAMESPACE.
     #[arg(long, value_name = "NAME")]
     namespace: Option<String>,
+    /// Where to answer GET /livez and /readyz, e.g. 127.0.0.1:8080. Without it: as the pool file says.
+    #[arg(long, value_name = "HOST:PORT")]
+    health: Option<SocketAddr>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -49,12 +52,12 @@ impl Failure {
         match self {
             Self::Config(_) | Self::Pool(_) => 2,
             Self::Worker(WorkerError::Store(error)) => match error {
-                StoreError::TooOld { .. } | StoreError::Evicting { .. } => 5,
+                StoreError::TooOld { .. } | StoreError::Evicting { .. } | StoreError::ReadOnly { .. } => 5,
                 StoreError::BadUrl(_) => 2,
                 error if error.is_unreachable() => 3,
                 _ => 1,
             },
-            Self::Worker(WorkerError::System(_)) => 1,
+            Self::Worker(WorkerError::System(_) | WorkerError::Health { .. }) => 1,
             Self::Worker(_) => 2,
         }
     }
@@ -80,7 +83,7 @@ async fn run(args: &Args) -> Result<(), Failure> {
     let connect = file.redis.resolve(args.redis.as_deref())?;
     let namespace = config::resolve_namespace(args.namespace.as_deref(), file.namespace.as_deref())?;
     let (handlers, settings) = file.examples()?;
-    let builder = Worker::builder(file.pool.worker(connect, namespace));
+    let builder = Worker::builder(file.pool.worker(connect, namespace, args.health));
     Ok(examples::add(builder, &handlers, &settings).run().await?)
 }
 

@@ -1,6 +1,6 @@
 //! The settings of a pool: what `switchback-worker` reads from its TOML file.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 use switchback_common::config::RedisSettings;
@@ -43,6 +43,8 @@ pub(crate) struct PoolSettings {
     patience_s: Option<u64>,
     /// Whether to listen for announcements of gate changes.
     pushes: Option<bool>,
+    /// Where to answer `GET /livez` and `GET /readyz`, as in "127.0.0.1:8080". Unset: nowhere.
+    health: Option<SocketAddr>,
     /// Attempts of a task in all.
     attempts: Option<u32>,
     /// Wait after the first failure.
@@ -72,7 +74,12 @@ pub(crate) enum PoolError {
 
 impl PoolSettings {
     /// How the worker behaves.
-    pub(crate) fn worker(&self, connect: ConnectOptions, namespace: Namespace) -> WorkerConfig {
+    pub(crate) fn worker(
+        &self,
+        connect: ConnectOptions,
+        namespace: Namespace,
+        health: Option<SocketAddr>,
+    ) -> WorkerConfig {
         let mut config = WorkerConfig::new(connect, namespace);
         if let Some(build) = &self.build {
             config = config.build_label(build);
@@ -91,6 +98,9 @@ impl PoolSettings {
         }
         if let Some(pushes) = self.pushes {
             config = config.pushes(pushes);
+        }
+        if let Some(address) = health.or(self.health) {
+            config = config.health(address);
         }
         config
     }

@@ -8,7 +8,10 @@ use std::{
 use switchback_common::{
     Queue, SessionId, Store, StoreError,
     clock::Moment,
-    store::session::{Joined, SessionRecord, SessionStore},
+    store::{
+        backoff::Backoff,
+        session::{Joined, SessionRecord, SessionStore},
+    },
 };
 use switchback_gates::GateView;
 use tokio::{
@@ -19,6 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::WorkerConfig,
+    health::{Health, Pulse},
     loops::{claimer, finder, gatekeeper, limiter, promoter, reaper, renewer::Renewer, scheduler, settler, trimmer},
     outcome::Message,
     pushes::Pushes,
@@ -31,7 +35,8 @@ use crate::{
 };
 
 const CLAIMERS: usize = 2;
-const LONGEST_RETRY: Duration = Duration::from_secs(2);
+const NO_GROUP: &str = "the consumer group `workers` is gone but tasks are there: holding. Create it again with XGROUP CREATE … workers 0 (runs retained tasks again) or $ (skips what waits)";
+const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 /// What every queue of a worker needs.
 #[derive(Debug, Clone)]
@@ -40,6 +45,7 @@ pub(crate) struct Shared {
     pub(crate) config: Arc<WorkerConfig>,
     pub(crate) renewer: Arc<Renewer>,
     pub(crate) pushes: Pushes,
+    pub(crate) health: Arc<Health>,
     pub(crate) stop: CancellationToken,
     pub(crate) stop_now: CancellationToken,
 }
@@ -88,21 +94,23 @@ async fn begin(
     queue: &Queue,
     view: &Arc<GateView>,
 ) -> Option<(Arc<Session>, mpsc::UnboundedReceiver<Message>)> {
-    let mut retry = Duration::from_millis(50);
+    let mut retry = RETRY;
     loop {
         match try_begin(shared, spec, queue, view).await {
             Ok(Some(begun)) => return Some(begun),
-            Ok(None) => tracing::error!(
-                queue.name = %queue,
-                "the consumer group `workers` is gone but tasks are there: holding. Create it again with XGROUP CREATE … workers 0 (runs retained tasks again) or $ (skips what waits)"
-            ),
-            Err(error) => tracing::warn!(queue.name = %queue, %error, "cannot begin a session"),
+            Ok(None) => {
+                tracing::error!(queue.name = %queue, "{NO_GROUP}");
+                shared.health.waiting(Some(&queue.to_string()), NO_GROUP);
+            }
+            Err(error) => {
+                tracing::warn!(queue.name = %queue, %error, "cannot begin a session");
+                shared.health.waiting(Some(&queue.to_string()), &error.to_string());
+            }
         }
         tokio::select! {
-            () = tokio::time::sleep(retry) => {}
+            () = tokio::time::sleep(retry.next_wait()) => {}
             () = shared.stop.cancelled() => return None,
         }
-        retry = (retry * 2).min(LONGEST_RETRY);
     }
 }
 
@@ -160,11 +168,13 @@ async fn try_begin(
         closing: CancellationToken::new(),
         cancel_handlers: CancellationToken::new(),
         abandon: CancellationToken::new(),
+        pulse: Pulse::new(),
         complained: Mutex::default(),
         reap_not_before: Mutex::new(Moment::now() + config.reap_grace()),
         id,
     });
     shared.renewer.add(&session);
+    shared.health.begun(&session);
     shared.pushes.add(&session);
     tracing::info!(
         queue.name = %queue, session = %session.id, versions = ?spec.versions, concurrency = spec.concurrency,

@@ -37,10 +37,14 @@ impl GateReader {
         session.note_read(read.sent, read.time_us, read.lease);
         match session.view.obey(read).await? {
             Verdict::Obey(obeyed) => {
+                session.pulse.gate_known(true);
                 slot.1 = Some(obeyed.clone());
                 Ok(Some(obeyed))
             }
-            Verdict::Missing => Ok(None),
+            Verdict::Missing => {
+                session.pulse.gate_known(false);
+                Ok(None)
+            }
         }
     }
 }

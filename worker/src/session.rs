@@ -15,8 +15,8 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    config::WorkerConfig, outcome::Message, reader::GateReader, registry::QueueSpec, slots::Slots, starts::StartBoard,
-    streams::Streams,
+    config::WorkerConfig, health::Pulse, outcome::Message, reader::GateReader, registry::QueueSpec, slots::Slots,
+    starts::StartBoard, streams::Streams,
 };
 
 const COMPLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -124,6 +124,8 @@ pub(crate) struct Session {
     pub(crate) cancel_handlers: CancellationToken,
     /// Whoever still runs is dropped and given back.
     pub(crate) abandon: CancellationToken,
+    /// What it last heard from Redis.
+    pub(crate) pulse: Pulse,
     /// When it was last said that gate reads take too long.
     pub(crate) complained: Mutex<Option<Moment>>,
     /// Nothing may be reaped before.

@@ -136,6 +136,16 @@ impl StartBoard {
         !state.lost && Moment::now() < state.lease_until
     }
 
+    /// How long the lease is known to run from now.
+    pub(crate) fn lease_left(&self) -> Duration {
+        let state = self.state();
+        if state.lost {
+            Duration::ZERO
+        } else {
+            state.lease_until.since(Moment::now())
+        }
+    }
+
     /// The session is over.
     pub(crate) fn lose(&self) {
         self.state().lost = true;

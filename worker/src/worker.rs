@@ -2,13 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use switchback_common::{Store, StoreError, Task, clock::Moment};
+use switchback_common::{Store, StoreError, Task, clock::Moment, store::backoff::Backoff};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::WorkerConfig,
     error::WorkerError,
+    health::{Door, Health},
     loops::renewer::{Renewer, tick},
     pushes::Pushes,
     queue::{self, Shared},
@@ -82,17 +83,28 @@ impl WorkerBuilder {
         let specs = registry::check(self.specs)?;
         let config = Arc::new(self.config);
         let store = Store::new(&config.connect)?;
-        reach(&store, config.patience, &stop).await?;
+        let queues = specs.iter().map(|s| format!("{}/{}", config.namespace, s.task_type));
+        let health = Arc::new(Health::new(queues, &config, &stop));
+        let door = match config.health {
+            Some(address) => {
+                let door = Door::open(address, Arc::clone(&health));
+                Some(door.map_err(|source| WorkerError::Health { address, source })?)
+            }
+            None => None,
+        };
 
-        // Start order: renewer first, so that no session is ever without it; pushes; then the queues.
+        // Start order: renewer first, so that no session is ever without it and somebody says how we are; pushes; then
+        // the queues.
         let longest = specs.iter().map(|s| s.timeout).max().unwrap_or_default();
         let renewer = Arc::new(Renewer::start(
             &store,
             config.renew_every(),
             longest.saturating_add(Duration::from_secs(30)),
+            door,
         )?);
         let mut duties = JoinSet::new();
         duties.spawn(tick(renewer.ticks()));
+        reach(&store, config.patience, &health, &stop).await?;
         let pushes = Pushes::default();
         if config.pushes {
             let handed = pushes.clone();
@@ -104,6 +116,7 @@ impl WorkerBuilder {
             config,
             renewer,
             pushes,
+            health,
             stop,
             stop_now,
         };
@@ -111,7 +124,8 @@ impl WorkerBuilder {
         for spec in specs {
             queues.spawn(queue::serve(shared.clone(), Arc::new(spec)));
         }
-        // Stop order: queues end their sessions themselves (see `queue::end`); leases are renewed until the last is over.
+        // Stop order: queues end their sessions themselves (see `queue::end`); leases are renewed, and health is told, until
+        // the last is over.
         while queues.join_next().await.is_some() {}
         duties.shutdown().await;
         Ok(())
@@ -119,16 +133,16 @@ impl WorkerBuilder {
 }
 
 /// Waits for a Redis that is not there yet; refuses one that cannot be used.
-async fn reach(store: &Store, patience: Duration, stop: &CancellationToken) -> Result<(), StoreError> {
+async fn reach(store: &Store, patience: Duration, health: &Health, stop: &CancellationToken) -> Result<(), StoreError> {
     let began = Moment::now();
-    let mut retry = Duration::from_millis(100);
+    let mut retry = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     loop {
         match store.check_server().await {
             Ok(_) => return Ok(()),
             Err(error) if error.is_transient() && began.elapsed() < patience && !stop.is_cancelled() => {
                 tracing::warn!(%error, "waiting for Redis");
-                tokio::time::sleep(retry).await;
-                retry = (retry * 2).min(Duration::from_secs(2));
+                health.waiting(None, &error.to_string());
+                tokio::time::sleep(retry.next_wait()).await;
             }
             Err(error) => return Err(error),
         }

@@ -211,6 +211,12 @@ impl Claimer {
 
     fn name_group(&self, error: StoreError) -> StoreError {
         match error {
+            // The same word for a primary that became a replica while we waited: the group is where it was.
+            StoreError::Redis { source, address }
+                if source.code() == Some("UNBLOCKED") && source.to_string().contains("instance state changed") =>
+            {
+                StoreError::ReadOnly { address }
+            }
             StoreError::Redis { source, .. } if matches!(source.code(), Some("NOGROUP" | "UNBLOCKED")) => {
                 StoreError::NoGroup {
                     queue: self.queue.to_string(),

@@ -74,6 +74,8 @@ pub struct ServerFacts {
     pub run_id: String,
     /// `maxmemory-policy`.
     pub policy: String,
+    /// Whether it is a replica that takes no writes.
+    pub read_only: bool,
 }
 
 /// The way to Redis: cheap to clone, shared by everything in a process.
@@ -243,13 +245,14 @@ impl Store {
             version: field("redis_version"),
             run_id: field("run_id"),
             policy: field("maxmemory_policy"),
+            read_only: field("role") == "slave" && field("slave_read_only") != "0",
         })
     }
 
-    /// Refuses a server that cannot keep the promises: older than 7.0, or free to evict keys.
+    /// Refuses a server that cannot keep the promises: older than 7.0, free to evict keys, or a read-only replica.
     ///
     /// # Errors
-    /// [`StoreError::TooOld`], [`StoreError::Evicting`], or why it did not answer.
+    /// [`StoreError::TooOld`], [`StoreError::Evicting`], [`StoreError::ReadOnly`], or why it did not answer.
     pub async fn check_server(&self) -> Result<ServerFacts, StoreError> {
         let facts = self.server_facts().await?;
         let major: u32 = facts
@@ -268,6 +271,11 @@ impl Store {
             return Err(StoreError::Evicting {
                 address: self.address.clone(),
                 policy: facts.policy,
+            });
+        }
+        if facts.read_only {
+            return Err(StoreError::ReadOnly {
+                address: self.address.clone(),
             });
         }
         Ok(facts)

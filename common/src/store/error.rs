@@ -20,7 +20,9 @@ pub enum StoreError {
         source: RedisError,
     },
     /// A reply did not come in time. The command may have been executed.
-    #[error("no reply from Redis at {address} within {after:?}")]
+    #[error(
+        "no reply from Redis at {address} within {after:?}; what was asked may have been done. Check the network, and what keeps Redis busy (SLOWLOG GET)"
+    )]
     Timeout {
         /// `host:port`.
         address: String,
@@ -56,7 +58,9 @@ pub enum StoreError {
         address: String,
     },
     /// Redis refuses writes: disk full, too few replicas.
-    #[error("Redis at {address} refuses writes: {detail}")]
+    #[error(
+        "Redis at {address} refuses writes: {detail}; mend its disk or its replicas. Workers keep their results and go on by themselves"
+    )]
     WritesRefused {
         /// `host:port`.
         address: String,

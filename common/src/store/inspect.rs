@@ -5,6 +5,7 @@ use redis::{Cmd, Value};
 use super::{
     GROUP,
     connect::Store,
+    count,
     error::StoreError,
     keyspace::Key,
     reply::{self, Entry, field_number, field_text},
@@ -222,7 +223,7 @@ pub async fn depth(store: &Store, queue: &Queue) -> Result<QueueDepth, StoreErro
     let key = |key: Key| store.keyspace().render(&key);
     let mut lanes = Vec::new();
     for version in versions(store, queue).await? {
-        let info = group(store, &key(Key::Lane(queue.clone(), version.clone()))).await?;
+        let info = waiting(store, &key(Key::Lane(queue.clone(), version.clone()))).await?;
         lanes.push((version, info));
     }
     let link = store.cold().await?;
@@ -244,16 +245,21 @@ pub async fn depth(store: &Store, queue: &Queue) -> Result<QueueDepth, StoreErro
     let dead = reply::count("XLEN", &link.run(cmd).await?)?;
     let [main, head, high, low, suspect] = Key::fixed_streams(queue).map(key);
     Ok(QueueDepth {
-        main: group(store, &main).await?,
-        head: group(store, &head).await?,
-        high: group(store, &high).await?,
-        low: group(store, &low).await?,
-        suspect: group(store, &suspect).await?,
+        main: waiting(store, &main).await?,
+        head: waiting(store, &head).await?,
+        high: waiting(store, &high).await?,
+        low: waiting(store, &low).await?,
+        suspect: waiting(store, &suspect).await?,
         lanes,
         newer,
         delayed,
         dead,
     })
+}
+
+/// The group of `stream`, with what waits counted where Redis does not say.
+async fn waiting(store: &Store, stream: &str) -> Result<GroupInfo, StoreError> {
+    count::complete(store, stream, group(store, stream).await?).await
 }
 
 /// Up to `count` dead letters before `before`, newest first.

@@ -36,6 +36,7 @@ scripts! {
     SETTLE = ALLOW_OOM, ENTRY, include_str!("queue/settle.lua");
     PROMOTE = ALLOW_OOM, ENTRY, include_str!("queue/promote.lua");
     PRUNE = include_str!("queue/prune.lua");
+    COUNT = include_str!("queue/count.lua");
     SWEEP = ALLOW_OOM, ENTRY, include_str!("queue/sweep.lua");
     ENQUEUE = ENTRY, include_str!("queue/enqueue.lua");
     SCHEDULE_FIRE = include_str!("schedule/fire.lua");

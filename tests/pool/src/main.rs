@@ -36,6 +36,9 @@ struct Args {
     backoff_ms: u64,
     #[arg(long)]
     no_pushes: bool,
+    /// Where to tell how it is.
+    #[arg(long)]
+    health: Option<std::net::SocketAddr>,
     /// Faults to switch on, comma-separated.
     #[arg(long, default_value = "")]
     faults: String,
@@ -112,6 +115,10 @@ async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         .grace(Duration::from_millis(args.grace_ms))
         .pushes(!args.no_pushes)
         .faults(Faults::parse(&args.faults)?);
+    let config = match args.health {
+        Some(address) => config.health(address),
+        None => config,
+    };
     let backoff = Duration::from_millis(args.backoff_ms);
     let retry = RetryPolicy::default()
         .attempts(args.attempts)

@@ -10,6 +10,7 @@ use switchback_common::{
     clock::Moment,
     envelope::{Envelope, Malformed, field},
     store::{
+        backoff::Backoff,
         claim::{Claim, Claimer, Want, unblock},
         reply::Entry,
         settle::Fate,
@@ -33,12 +34,11 @@ const BLOCK: Duration = Duration::from_secs(1);
 const MAX_CLAIM: usize = 500;
 /// How long a busy worker waits for more slots to be free before it claims for few.
 const PATIENCE: Duration = Duration::from_millis(1);
-const FIRST_RETRY: Duration = Duration::from_millis(20);
-const LONGEST_RETRY: Duration = Duration::from_millis(1_500);
+const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(1_500));
 
 /// Claims until the session closes. `first`: this one waits on Redis when there is nothing to do.
 pub(crate) async fn run(session: Arc<Session>, first: bool) {
-    let mut retry = FIRST_RETRY;
+    let mut retry = RETRY;
     while !session.closing.is_cancelled() {
         let keys = session.streams.own().into_iter().map(|s| s.key).collect();
         let claimer = match Claimer::new(&session.store, &session.queue, &session.id, keys).await {
@@ -66,20 +66,21 @@ pub(crate) async fn run(session: Arc<Session>, first: bool) {
     }
 }
 
-async fn pause(session: &Session, error: &StoreError, retry: &mut Duration) {
-    tracing::warn!(queue.name = %session.queue, %error, retry.after_ms = retry.as_millis(), "cannot claim");
+async fn pause(session: &Session, error: &StoreError, retry: &mut Backoff) {
+    session.pulse.trouble(error);
+    let wait = retry.next_wait();
+    tracing::warn!(queue.name = %session.queue, %error, retry.after_ms = wait.as_millis(), "cannot claim");
     tokio::select! {
-        () = tokio::time::sleep(*retry) => {}
+        () = tokio::time::sleep(wait) => {}
         () = session.closing.cancelled() => {}
     }
-    *retry = (*retry * 2).min(LONGEST_RETRY);
 }
 
 async fn claim_until_broken(
     session: &Arc<Session>,
     claimer: &Claimer,
     first: bool,
-    retry: &mut Duration,
+    retry: &mut Backoff,
 ) -> Result<(), StoreError> {
     let client_id = claimer.client_id().await?;
     let mut plan = Plan::new(session.streams.own().len());
@@ -122,7 +123,7 @@ async fn claim_until_broken(
             (wants.len(), claim_now(session, claimer, &wants).await)
         };
         let claimed = claimed.inspect_err(|_| session.claim_returned(sent))?;
-        *retry = FIRST_RETRY;
+        retry.reset();
         let count = claimed.len();
         plan.learn(&claimed);
         // A single task does not make a busy queue: wait for the next one at once.

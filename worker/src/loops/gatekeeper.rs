@@ -28,9 +28,10 @@ pub(crate) async fn run(session: Arc<Session>) {
             Ok(()) => grumbled = false,
             Err(error) if !grumbled => {
                 grumbled = true;
+                session.pulse.trouble(&error);
                 tracing::warn!(queue.name = %session.queue, %error, "cannot look at the gate; nothing starts until it can be read");
             }
-            Err(_) => {}
+            Err(error) => session.pulse.trouble(&error),
         }
         tokio::select! {
             () = session.gate_touched.notified() => {}

@@ -1,6 +1,6 @@
 //! The renewer: keeps the leases of this process alive, from a thread that a blocked runtime cannot starve.
 //!
-//! It stops when the runtime has not ticked for longer than any handler may take: a deadlocked worker must not keep
+//! It also answers for the worker's [`health`]. It stops renewing when the runtime has not ticked for longer than any handler may take: a deadlocked worker must not keep
 //! its tasks for ever.
 
 use std::{
@@ -20,10 +20,10 @@ use switchback_common::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::session::Session;
-
-/// A runtime that has not ticked for this long is worth a warning.
-const BLOCKED_WARNING: Duration = Duration::from_secs(2);
+use crate::{
+    health::{self, BLOCKED, Door},
+    session::Session,
+};
 
 /// The thread, and the sessions it renews.
 #[derive(Debug)]
@@ -40,6 +40,13 @@ struct Shared {
     stop: CancellationToken,
 }
 
+impl Shared {
+    /// How long the main runtime has not run a timer.
+    fn silent(&self) -> Duration {
+        Moment::from_nanos(self.ticked.load(Ordering::Acquire)).elapsed()
+    }
+}
+
 /// Tells the renewer that the runtime lives. Runs until dropped.
 pub(crate) async fn tick(ticks: Ticks) {
     loop {
@@ -53,8 +60,13 @@ pub(crate) async fn tick(ticks: Ticks) {
 pub(crate) struct Ticks(Arc<Shared>);
 
 impl Renewer {
-    /// Starts the thread. `give_up`: how long the runtime may be silent.
-    pub(crate) fn start(store: &Store, every: Duration, give_up: Duration) -> std::io::Result<Self> {
+    /// Starts the thread. `give_up`: how long the runtime may be silent. `door`: where to tell how the worker is.
+    pub(crate) fn start(
+        store: &Store,
+        every: Duration,
+        give_up: Duration,
+        door: Option<Door>,
+    ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             sessions: Mutex::default(),
             ticked: AtomicU64::new(Moment::now().as_nanos()),
@@ -69,7 +81,14 @@ impl Renewer {
                 .spawn(move || {
                     // Ends at once, also in the middle of a renewal that Redis does not answer.
                     let renewing = renew_all(&shared, &store, every, give_up);
-                    runtime.block_on(shared.stop.run_until_cancelled(renewing));
+                    let of_ticks = Arc::clone(&shared);
+                    let answering = async {
+                        if let Some(door) = door {
+                            health::serve(door, move || of_ticks.silent()).await;
+                        }
+                    };
+                    let both = futures_util::future::join(renewing, answering);
+                    runtime.block_on(shared.stop.run_until_cancelled(both));
                 })?
         };
         Ok(Self {
@@ -111,23 +130,24 @@ async fn renew_all(shared: &Shared, store: &Store, every: Duration, give_up: Dur
             continue;
         }
         due = Moment::now() + every;
-        let silent = Moment::from_nanos(shared.ticked.load(Ordering::Acquire)).elapsed();
-        if silent >= BLOCKED_WARNING && !warned {
-            tracing::warn!(
-                silent_ms = silent.as_millis(),
-                "a handler blocks the runtime's threads: use spawn_blocking. Leases are still renewed"
-            );
-        }
-        warned = silent >= BLOCKED_WARNING;
-        if silent >= give_up {
-            continue;
-        }
+        let silent = shared.silent();
         let mut sessions: Vec<Arc<Session>> = {
             let mut list = shared.sessions.lock().unwrap_or_else(PoisonError::into_inner);
             list.retain(|s| s.strong_count() > 0);
             list.iter().filter_map(Weak::upgrade).collect()
         };
         sessions.retain(|session| !session.board.is_lost());
+        if silent >= BLOCKED && !warned {
+            tracing::warn!(
+                silent_ms = silent.as_millis(),
+                running = running(&sessions),
+                "a handler blocks the runtime's threads: use spawn_blocking. Leases are still renewed"
+            );
+        }
+        warned = silent >= BLOCKED;
+        if silent >= give_up || sessions.is_empty() {
+            continue;
+        }
         let current = match link.take() {
             Some(current) => current,
             None => {
@@ -135,6 +155,7 @@ async fn renew_all(shared: &Shared, store: &Store, every: Duration, give_up: Dur
                 match store.link().await {
                     Ok(new) => new,
                     Err(error) => {
+                        sessions.iter().for_each(|session| session.pulse.trouble(&error));
                         tracing::warn!(%error, "cannot renew leases");
                         continue;
                     }
@@ -147,6 +168,18 @@ async fn renew_all(shared: &Shared, store: &Store, every: Duration, give_up: Dur
             link = Some(current);
         }
     }
+}
+
+/// What runs now, as `shop/send_email@v2 x3`: the one that blocks is among them. Only the board knows while the runtime
+/// stands still.
+fn running(sessions: &[Arc<Session>]) -> String {
+    let of = |session: &Arc<Session>| {
+        let versions = session.board.report().1.into_iter();
+        versions
+            .map(|(version, n)| format!("{}@{version} x{n}", session.queue))
+            .collect::<Vec<_>>()
+    };
+    sessions.iter().flat_map(of).collect::<Vec<_>>().join(", ")
 }
 
 /// Renews one lease. Returns whether Redis answered.
@@ -162,6 +195,7 @@ async fn renew(session: &Session, link: &Link) -> bool {
             session
                 .board
                 .lease_until(sent + lease.saturating_sub(session.config.lease_margin()));
+            session.pulse.answered();
             session.lease_known.notify_waiters();
             true
         }
@@ -171,6 +205,7 @@ async fn renew(session: &Session, link: &Link) -> bool {
         }
         Err(error) => {
             session.postpone_reaping();
+            session.pulse.trouble(&error);
             tracing::warn!(queue.name = %session.queue, %error, "cannot renew the lease");
             false
         }

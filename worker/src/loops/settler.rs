@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use switchback_common::{
     StoreError,
     store::{
+        backoff::Backoff,
         log::{self, AttemptGroup, AttemptRow, Ended},
         session::MOVE_BYTES,
         settle::{Batch, DoneGroup, Fate, MAX_GROUP, Settled, Settler, Single},
@@ -20,8 +21,7 @@ use crate::{
 
 /// Most outcomes in one script call.
 const MAX_BATCH: usize = 1_000;
-const FIRST_RETRY: Duration = Duration::from_millis(20);
-const LONGEST_RETRY: Duration = Duration::from_millis(1_500);
+const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(1_500));
 /// Upper bounds of the duration buckets in the stats, ms.
 const BUCKETS_MS: [u64; 12] = [1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000];
 
@@ -84,7 +84,7 @@ fn fitting(outcomes: &[Outcome]) -> usize {
 }
 
 async fn settle(session: &Session, settler: &mut Option<(usize, Settler)>, outcomes: &[Outcome]) {
-    let mut retry = FIRST_RETRY;
+    let mut retry = RETRY;
     let mut batch = None;
     loop {
         // P4: a lost session settles nothing; its results are refused and written down.
@@ -97,15 +97,15 @@ async fn settle(session: &Session, settler: &mut Option<(usize, Settler)>, outco
             Ok(Settled::Yes { .. }) => return,
             Ok(Settled::NoLease) => {
                 // Kept and sent again once the renewer knows: revived, or lost.
-                let _ = tokio::time::timeout(retry, session.lease_known.notified()).await;
+                let _ = tokio::time::timeout(retry.next_wait(), session.lease_known.notified()).await;
             }
             Err(error) => {
+                session.pulse.trouble(&error);
                 tracing::warn!(queue.name = %session.queue, %error, batch.len = outcomes.len(), "cannot settle; keeping the outcomes");
                 *settler = None;
-                tokio::time::sleep(retry).await;
+                tokio::time::sleep(retry.next_wait()).await;
             }
         }
-        retry = (retry * 2).min(LONGEST_RETRY);
     }
 }
 
