@@ -11,3 +11,4 @@ mod pool;
 mod queue;
 mod sessions;
 mod settle;
+mod suspects;

@@ -8,6 +8,7 @@ mod documents;
 mod fixture;
 mod fleet;
 mod footprint;
+mod poison;
 mod producers;
 mod recovery;
 mod retention;

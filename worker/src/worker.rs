@@ -13,6 +13,7 @@ use crate::{
     pushes::Pushes,
     queue::{self, Shared},
     registry::{self, RawSpec, TaskSpec},
+    suspects::Company,
 };
 
 /// Describes a worker.
@@ -104,6 +105,7 @@ impl WorkerBuilder {
             config,
             renewer,
             pushes,
+            company: Arc::new(Company::new()),
             stop,
             stop_now,
         };

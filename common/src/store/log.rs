@@ -69,7 +69,7 @@ pub struct AttemptRow(pub TaskId, pub String, pub u32, pub Ended, pub u64);
 pub struct LogEntry {
     /// Its id: orders it against every other entry of the queue's log.
     pub id: StreamId,
-    /// `settled`, `joined`, `left`, `reaping`, `recovered`, `stale`, `alert`.
+    /// `settled`, `joined`, `left`, `reaping`, `recovered`, `poison`, `stale`, `alert`.
     pub kind: String,
     /// The session it speaks of.
     pub session: SessionId,
@@ -77,9 +77,9 @@ pub struct LogEntry {
     pub attempts: Vec<AttemptGroup>,
     /// Of `settled`: `all`, or the acknowledgements one by one.
     pub acked: String,
-    /// Of `reaping` and `recovered`: when, µs.
+    /// Of `reaping`, `recovered` and `poison`: when, µs.
     pub at_us: u64,
-    /// Of `recovered`: `task=entry …`; of `alert` and `stale`: the text.
+    /// Of `recovered` and `poison`: `task=entry …`; of `alert` and `stale`: the text.
     pub text: String,
 }
 
@@ -137,7 +137,7 @@ fn decode(entry: reply::Entry) -> LogEntry {
     let fields = entry.fields.unwrap_or_default();
     let kind = field_text(&fields, "kind");
     let text = match kind.as_str() {
-        "recovered" => field_text(&fields, "tasks"),
+        "recovered" | "poison" => field_text(&fields, "tasks"),
         _ => field_text(&fields, "text"),
     };
     LogEntry {

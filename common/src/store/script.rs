@@ -29,6 +29,7 @@ scripts! {
     RENEW = include_str!("session/renew.lua");
     PUBLISH = include_str!("session/publish.lua");
     LEAVE = include_str!("session/leave.lua");
+    SUSPECTS = include_str!("session/suspects.lua");
     REAP = ENTRY, include_str!("session/reap.lua");
     SETTLE = ENTRY, include_str!("queue/settle.lua");
     PROMOTE = ENTRY, include_str!("queue/promote.lua");
