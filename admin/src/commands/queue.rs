@@ -81,7 +81,11 @@ impl StreamView {
 
 impl DepthView {
     fn of(depth: &QueueDepth) -> Self {
-        let mut streams = vec![StreamView::of("main", &depth.main), StreamView::of("head", &depth.head)];
+        let mut streams = vec![
+            StreamView::of("main", &depth.main),
+            StreamView::of("head", &depth.head),
+            StreamView::of("suspect", &depth.suspect),
+        ];
         streams.extend(depth.lanes.iter().map(|(v, g)| StreamView::of(format!("lane:{v}"), g)));
         Self {
             waiting: depth.waiting(),
