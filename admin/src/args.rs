@@ -198,11 +198,11 @@ JSON: [{queue, namespace, task_type, rev|null, gate|null, waiting, waiting_is_lo
     #[command(after_long_help = "\
 JSON: {queue, namespace, task_type, rev|null, gate|null, changed|null,
   depth: {waiting, waiting_is_lower_bound, in_flight, delayed, dead,
-          streams: [{name: main|head|lane:VERSION, waiting|null, in_flight, group}]},
+          streams: [{name: main|head|suspect|lane:VERSION, waiting|null, in_flight, group}]},
   versions: [{version, routed, live_workers, running}], live_workers, confirmed,
   hints: [{level: critical|warning|info, code, text}]}
 Hint codes: no_gate, no_group, regressed, paused, no_workers, no_worker_for_version, parked, lost_sessions,
-  unconfirmed, edit_refused, dead_letters, dead_limit, queue_full, bad_limits")]
+  unconfirmed, edit_refused, suspects, dead_letters, dead_limit, queue_full, bad_limits")]
     Show {
         #[arg(value_name = "TYPE")]
         task_type: TaskType,
@@ -255,7 +255,7 @@ pub(crate) enum TaskVerb {
     ///
     /// Looks at its own place, then through the newest 10 000 entries of each stream and of the log.
     #[command(after_long_help = "\
-JSON: {queue, id, state: waiting|in_flight|delayed|done|dead|gone, place|null, entry|null, attempt, deaths, key|null,
+JSON: {queue, id, state: waiting|in_flight|delayed|done|dead|gone, place|null, entry|null, attempt, deaths, recovered, key|null,
   enqueued_at|null, enqueued_at_us|null, due_at|null, due_at_us|null,
   held_by: {session, host|null, pid|null, live}|null, headers: {}, errors: [{attempt, version, error, at, at_us}],
   attempts: [{attempt, version, rev, stream, entry, outcome, ran_ms, session, gate_read_at, gate_read_at_us,

@@ -183,6 +183,7 @@ fn of_depth(facts: &Facts<'_>, depth: &QueueDepth, out: &mut Vec<Hint>) {
         let streams = [
             ("main stream".to_owned(), &depth.main),
             ("head stream".to_owned(), &depth.head),
+            ("suspect stream".to_owned(), &depth.suspect),
         ];
         for (name, _) in streams
             .into_iter()
@@ -224,6 +225,18 @@ fn of_depth(facts: &Facts<'_>, depth: &QueueDepth, out: &mut Vec<Hint>) {
             text,
         });
     }
+    let suspects = depth.suspect.waiting() + depth.suspect.pending;
+    if suspects > 0 {
+        out.push(Hint {
+            level: Level::Info,
+            code: "suspects",
+            text: format!(
+                "{}: a process died while they may have run; they run a few at a time, alone after two deaths, and a \
+                 death alone makes a dead letter (poison)",
+                count(suspects, "suspect")
+            ),
+        });
+    }
     if depth.dead > 0 {
         out.push(Hint {
             level: Level::Info,
@@ -256,9 +269,10 @@ fn of_limits(facts: &Facts<'_>, depth: &QueueDepth, out: &mut Vec<Hint>) {
     }
 }
 
-/// A lane is made with its group when its version joins; an empty one without is no loss.
+/// A lane is made with its group when its version joins, the suspects' stream by a release that knows it; an empty one
+/// without is no loss.
 fn is_groupless(name: &str, group: &GroupInfo) -> bool {
-    !group.exists && (group.length > 0 || !name.starts_with("lane"))
+    !group.exists && (group.length > 0 || !name.starts_with("lane") && !name.starts_with("suspect"))
 }
 
 #[cfg(test)]

@@ -18,8 +18,10 @@ pub mod field {
     pub const KEY: &str = "key";
     /// Attempts already made; absent = 0.
     pub const ATTEMPT: &str = "attempt";
-    /// Times a worker was lost while it held the task; absent = 0.
+    /// Times its process died while the task may have been the cause; absent = 0. An attempt that ends forgets them.
     pub const DEATHS: &str = "deaths";
+    /// Times a worker was lost while it held the task; absent = 0. Never forgotten.
+    pub const RECOVERED: &str = "recovered";
     /// Milliseconds since 1970; absent = the milliseconds of the entry id.
     pub const ENQUEUED_AT: &str = "enqueued_at";
     /// A JSON object of strings, e.g. `traceparent`; absent = none.
@@ -58,7 +60,7 @@ pub const DEFAULT_MAX_PAYLOAD: usize = 1024 * 1024;
 pub const MAX_KEY_BYTES: usize = 256;
 /// Longest `headers` JSON, in bytes.
 pub const MAX_HEADERS_BYTES: usize = 8 * 1024;
-/// Largest believable `attempt` or `deaths`.
+/// Largest believable `attempt`, `deaths` or `recovered`.
 pub const MAX_COUNT: u32 = 1_000_000;
 /// Errors kept on a task; the oldest go first.
 pub const MAX_ERRORS_KEPT: usize = 10;
@@ -94,8 +96,10 @@ pub struct Envelope {
     pub key: Option<Arc<str>>,
     /// Attempts already made.
     pub attempt: u32,
-    /// Times a worker was lost while it held the task.
+    /// Times its process died while the task may have been the cause: above 0 it is a suspect.
     pub deaths: u32,
+    /// Times a worker was lost while it held the task.
+    pub recovered: u32,
     /// When it was enqueued: ms since 1970, on Redis's clock unless the entry says otherwise.
     pub enqueued_at_ms: u64,
     /// When it must not be started any more, ms since 1970.
@@ -168,6 +172,7 @@ impl Envelope {
             key: None,
             attempt: 0,
             deaths: 0,
+            recovered: 0,
             enqueued_at_ms: entry.ms,
             expires_ms: None,
             snoozes: 0,
@@ -193,6 +198,7 @@ impl Envelope {
                 b"deaths" => envelope.deaths = count(field::DEATHS, &value)?,
                 b"snoozes" => envelope.snoozes = count(field::SNOOZES, &value)?,
                 b"expires" => expires = Some(value),
+                b"recovered" => envelope.recovered = count(field::RECOVERED, &value)?,
                 b"enqueued_at" => envelope.enqueued_at_ms = number(field::ENQUEUED_AT, &value)?,
                 b"headers" => {
                     if value.len() > MAX_HEADERS_BYTES {
@@ -378,7 +384,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_entry_panics(fields in proptest::collection::vec(
-            ("(id|payload|key|attempt|deaths|enqueued_at|expires|snoozes|format|headers|errors|x)", proptest::collection::vec(any::<u8>(), 0..40)), 0..8)) {
+            ("(id|payload|key|attempt|deaths|recovered|enqueued_at|expires|snoozes|format|headers|errors|x)", proptest::collection::vec(any::<u8>(), 0..40)), 0..8)) {
             let fields = fields.into_iter().map(|(k, v)| (k.into_bytes(), v)).collect();
             let _ = Envelope::decode(1, StreamId::default(), fields, 30);
         }

@@ -717,6 +717,32 @@ async fn one_queue_is_shown_with_loud_hints() {
 }
 
 #[tokio::test]
+async fn suspects_are_shown_for_what_they_are() {
+    let mail = Mail::with_worker().await;
+    let quiet = mail.shell.run("queue show mail").exits(OK);
+    assert!(!quiet.stdout.contains("may have run"), "{quiet:?}");
+    let mut add = vec!["XADD", "sb:suspect:{shop:mail}", "*", "payload", "7", "id", "t-7"];
+    add.extend(["deaths", "2", "recovered", "3"]);
+    mail.server.cli(&add).await;
+    let depth = mail.shell.json("queue show mail")["depth"].clone();
+    assert_eq!(
+        (&depth["waiting"], &depth["streams"][2]["name"]),
+        (&json!(1), &json!("suspect"))
+    );
+    assert_eq!(depth["streams"][2]["waiting"], 1);
+    mail.shell
+        .run("queue show mail")
+        .exits(OK)
+        .says("1 suspect: a process died while they may have run");
+    let view = mail.shell.json("task show mail t-7");
+    assert_eq!([&view["deaths"], &view["recovered"]], [&json!(2), &json!(3)]);
+    mail.shell
+        .run("task show mail t-7")
+        .exits(OK)
+        .says("waiting among the suspects: its process died");
+}
+
+#[tokio::test]
 async fn tasks_are_enqueued_from_everywhere_and_found() {
     let mail = Mail::with_worker().await;
     let ran = mail.shell.args(&[

@@ -99,6 +99,8 @@ async fn a_requeued_task_is_new_and_keeps_its_story() {
         "{}",
         "key",
         "c7",
+        "deaths",
+        "2",
         "errors",
         "[1]",
         "enqueued_at",

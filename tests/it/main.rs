@@ -16,3 +16,4 @@ mod schedule_cli;
 mod schedules;
 mod sessions;
 mod settle;
+mod suspects;

@@ -1,4 +1,4 @@
-//! promote.lua, sweep.lua and reap.lua: tasks change places, and none is lost, run twice or renamed on the way.
+//! promote.lua, sweep.lua and reap.lua (who is blamed: `suspects.rs`): tasks change places, and none is lost, run twice or renamed on the way.
 
 use std::time::Duration;
 
@@ -60,7 +60,11 @@ async fn ids_and_times(q: &TestQueue, stream: &str) -> Vec<(String, String)> {
 }
 
 fn moved(count: u64, more: bool) -> Reaped {
-    Reaped::Moved { moved: count, more }
+    Reaped::Moved {
+        moved: count,
+        poison: 0,
+        more,
+    }
 }
 
 async fn delay(q: &TestQueue, task: &str, due_ms: u64, packed: &[u8]) {
@@ -234,16 +238,36 @@ async fn a_living_session_is_not_reaped() {
 }
 
 #[tokio::test]
-async fn a_lost_sessions_tasks_move_to_the_head_with_one_death_more() {
+async fn a_lost_sessions_tasks_move_and_say_that_they_were_recovered() {
     let q = TestQueue::seeded().await;
     let main = q.key(Key::Stream);
     q.add(&main, 1).await;
     q.cmd::<()>(&[
-        "XADD", &main, "*", "payload", "x", "deaths", "2", "id", "mine", "note", "kept",
+        "XADD",
+        &main,
+        "*",
+        "payload",
+        "x",
+        "recovered",
+        "2",
+        "id",
+        "mine",
+        "note",
+        "kept",
     ])
     .await;
     q.cmd::<()>(&[
-        "XADD", &main, "*", "payload", "y", "deaths", "odd", "id", "first", "id", "last",
+        "XADD",
+        &main,
+        "*",
+        "payload",
+        "y",
+        "recovered",
+        "odd",
+        "id",
+        "first",
+        "id",
+        "last",
     ])
     .await;
     let lost = lost(&q, &main, 3).await;
@@ -253,12 +277,12 @@ async fn a_lost_sessions_tasks_move_to_the_head_with_one_death_more() {
     );
     assert_eq!((q.pending(&main).await, q.len(&main).await), (0, 0));
 
-    let entries = q.entries(&q.key(Key::Head)).await;
+    let entries = q.entries(&q.key(Key::Suspect)).await;
     let field = |n: usize, name: &str| String::from_utf8_lossy(&entries[n].1[name.as_bytes()]).into_owned();
-    assert_eq!((field(0, "payload"), field(0, "deaths")), ("0".into(), "1".into()));
-    assert_eq!((field(1, "payload"), field(1, "deaths")), ("x".into(), "3".into()));
+    assert_eq!((field(0, "payload"), field(0, "recovered")), ("0".into(), "1".into()));
+    assert_eq!((field(1, "payload"), field(1, "recovered")), ("x".into(), "3".into()));
     assert_eq!((field(1, "id"), field(1, "note")), ("mine".into(), "kept".into()));
-    assert_eq!((field(2, "deaths"), field(2, "id")), ("1".into(), "last".into()));
+    assert_eq!((field(2, "recovered"), field(2, "id")), ("1".into(), "last".into()));
 
     let log = q.log().await;
     let kinds: Vec<&str> = log.iter().map(|e| e.kind.as_str()).collect();
@@ -278,18 +302,14 @@ async fn a_recovered_task_keeps_the_id_its_first_place_gave_it() {
     add_borders(&q, &main).await;
     let first = lost(&q, &main, BORDERS.len()).await;
     q.sessions.reap(&first, &q.session, &main).await.unwrap();
-    let head = q.key(Key::Head);
-    assert_eq!(ids_and_times(&q, &head).await, expected(&main));
-    // And again, from the head to the head.
-    let second = lost(&q, &head, BORDERS.len()).await;
-    q.sessions.reap(&second, &q.session, &head).await.unwrap();
-    assert_eq!(ids_and_times(&q, &head).await, expected(&main));
-    assert!(
-        q.entries(&head)
-            .await
-            .iter()
-            .all(|(_, f)| f[b"deaths".as_slice()] == b"2")
-    );
+    let suspects = q.key(Key::Suspect);
+    assert_eq!(ids_and_times(&q, &suspects).await, expected(&main));
+    // And again, from the suspects to the suspects.
+    let second = lost(&q, &suspects, BORDERS.len()).await;
+    q.sessions.reap(&second, &q.session, &suspects).await.unwrap();
+    assert_eq!(ids_and_times(&q, &suspects).await, expected(&main));
+    let recovered = |f: &std::collections::BTreeMap<Vec<u8>, Vec<u8>>| f[b"recovered".as_slice()] == b"2";
+    assert!(q.entries(&suspects).await.iter().all(|(_, f)| recovered(f)));
 }
 
 #[tokio::test]
@@ -384,18 +404,22 @@ async fn an_entry_that_somebody_deleted_is_only_written_down() {
         q.sessions.reap(&lost, &q.session, &main).await.unwrap(),
         moved(2, false)
     );
-    assert_eq!(q.payloads(&q.key(Key::Head)).await, ["1"]);
+    assert_eq!(q.payloads(&q.key(Key::Suspect)).await, ["1"]);
     assert!(q.log().await.pop().unwrap().text.contains(&format!("?={first}")));
 }
 
 #[tokio::test]
-async fn tasks_stay_pending_while_the_head_cannot_be_written() {
+async fn tasks_stay_pending_while_their_new_place_cannot_be_written() {
     let q = TestQueue::seeded().await;
-    let (main, head, lane) = (q.key(Key::Stream), q.key(Key::Head), q.lane("v2"));
+    let (main, lane) = (q.key(Key::Stream), q.lane("v2"));
+    let places = [q.key(Key::Head), q.key(Key::Suspect)];
     q.add(&main, 2).await;
     q.add(&lane, 2).await;
     let lost = lost(&q, &main, 2).await;
-    q.cmd::<()>(&["SET", &head, "oops"]).await;
+    for place in &places {
+        q.cmd::<()>(&["DEL", place]).await;
+        q.cmd::<()>(&["SET", place, "oops"]).await;
+    }
     q.sessions.reap(&lost, &q.session, &main).await.unwrap_err();
     sweep(&q.store, &q.queue, &"v2".parse().unwrap(), &q.session)
         .await
@@ -404,7 +428,7 @@ async fn tasks_stay_pending_while_the_head_cannot_be_written() {
         (q.pending(&main).await, q.len(&main).await, q.len(&lane).await),
         (2, 2, 2)
     );
-    q.cmd::<()>(&["DEL", &head]).await;
+    q.cmd::<()>(&["DEL", &places[0], &places[1]]).await;
     assert_eq!(
         q.sessions.reap(&lost, &q.session, &main).await.unwrap(),
         moved(2, false)
@@ -429,7 +453,7 @@ async fn a_stream_without_a_group_keeps_nothing_else_from_being_recovered() {
 #[tokio::test]
 async fn entries_with_thousands_of_fields_are_recovered_swept_and_promoted() {
     let q = TestQueue::seeded().await;
-    let (main, head, lane) = (q.key(Key::Stream), q.key(Key::Head), q.lane("v2"));
+    let (main, lane) = (q.key(Key::Stream), q.lane("v2"));
     let names: Vec<String> = (0..6_000).map(|n| format!("f{n}")).collect();
     for stream in [&main, &lane] {
         let mut add = vec!["XADD", stream, "*", "payload", "1"];
@@ -454,7 +478,7 @@ async fn entries_with_thousands_of_fields_are_recovered_swept_and_promoted() {
     );
     assert_eq!(promote(&q.store, &q.queue).await.unwrap().moved, 1);
     let ends = |f: &[u8]| f.ends_with(b"5:f59991:v");
-    for (stream, count) in [(head, 2), (main, 1)] {
+    for (stream, count) in [(q.key(Key::Suspect), 1), (q.key(Key::Head), 1), (main, 1)] {
         let entries = q.entries(&stream).await;
         assert_eq!(entries.len(), count);
         assert!(

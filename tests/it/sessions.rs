@@ -198,6 +198,14 @@ async fn a_session_that_still_holds_tasks_leaves_them_to_reaping() {
     assert!(found.lease.is_none());
     let reaper = SessionId::random();
     let reaped = q.sessions.reap(&q.session, &reaper, &main).await.unwrap();
-    assert_eq!(reaped, Reaped::Moved { moved: 2, more: false });
+    assert_eq!(
+        reaped,
+        Reaped::Moved {
+            moved: 2,
+            poison: 0,
+            more: false
+        }
+    );
+    // Its process said goodbye: none of them killed it.
     assert_eq!(q.payloads(&q.key(Key::Head)).await, ["0", "1"]);
 }

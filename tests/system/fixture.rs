@@ -43,7 +43,7 @@ pub struct Ran {
     pub n: u64,
     pub version: String,
     pub attempt: u32,
-    pub deaths: u32,
+    pub recovered: u32,
     pub id: String,
 }
 
@@ -76,7 +76,7 @@ impl Seen {
                     n: job.n,
                     version: ctx.version.to_string(),
                     attempt: ctx.attempt,
-                    deaths: ctx.deaths,
+                    recovered: ctx.recovered,
                     id: ctx.id.to_string(),
                 });
                 match job.then.as_str() {

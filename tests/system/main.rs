@@ -10,6 +10,7 @@ mod fleet;
 mod footprint;
 mod limits;
 mod options;
+mod poison;
 mod producers;
 mod recovery;
 mod retention;

@@ -34,7 +34,7 @@ async fn a_clean_stop_gives_everything_back_at_once() {
     })
     .await;
     let again = &second.all()[0];
-    assert_eq!((again.attempt, again.deaths), (1, 0), "nothing was burnt");
+    assert_eq!((again.attempt, again.recovered), (1, 0), "nothing was burnt");
     assert_eq!(again.id, seen.all()[0].id, "the same task");
 }
 
@@ -88,7 +88,8 @@ async fn a_killed_workers_tasks_run_elsewhere() {
     })
     .await;
     first.process.kill9();
-    let second = pool(&fixture, &[]);
+    // Any of them may have killed it: a tenth of the slots is for those.
+    let second = pool(&fixture, &["--concurrency", "50"]);
     eventually(
         "all five run elsewhere",
         patience(Duration::from_secs(15)),

@@ -11,6 +11,7 @@ use switchback_common::{
     telemetry,
 };
 use switchback_gates::{Decision, Obeyed, decide};
+use tokio::sync::RwLockReadGuard;
 use tracing::Instrument as _;
 
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
     outcome::{Message, Outcome, Ran},
     session::Session,
     starts::Refusal,
-    streams::HEAD,
+    suspects::{self, Barred, Pass, back},
 };
 
 /// A claimed task on its way to its handler.
@@ -39,14 +40,28 @@ const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Takes one claimed task to its outcome.
 pub(crate) async fn run(session: Arc<Session>, task: Claimed) {
-    let outcome = match route(&session, &task).await {
+    let (mut pass, mut barred) = (None, None);
+    if task.envelope.deaths > 0 {
+        match Box::pin(suspects::admit(&session, &task)).await {
+            Ok(admitted) => pass = Some(Box::new(admitted)),
+            Err(why) => barred = Some(why),
+        }
+    }
+    let routed = match barred {
+        None => route(&session, &task, pass.as_deref()).await,
+        Some(Barred::Elsewhere(to)) => Some(Route::Elsewhere(to)),
+        Some(Barred::Lost) => None,
+    };
+    let outcome = match routed {
         Some(Route::Start {
             version,
             obeyed,
             started,
+            beside,
         }) => {
             let outcome = execute(&session, task, &version, &obeyed, started).await;
             session.board.end(&version);
+            drop(beside);
             outcome
         }
         Some(Route::Elsewhere(to)) => moved(&task, to),
@@ -62,20 +77,25 @@ pub(crate) async fn run(session: Arc<Session>, task: Claimed) {
     session.slots.ended();
     // The settler outlives every attempt.
     let _ = session.outcomes.send(Message::Outcome(outcome));
+    if let Some(pass) = pass {
+        Box::pin(pass.end()).await;
+    }
 }
 
-enum Route {
+enum Route<'a> {
     Start {
         version: Version,
         obeyed: Obeyed,
         started: Moment,
+        /// Its place beside others; `None` if it runs alone.
+        beside: Option<RwLockReadGuard<'a, ()>>,
     },
     Elsewhere(usize),
     Expired,
 }
 
 /// Decides under one gate read, and begins the attempt if it may begin.
-fn route_under(session: &Session, task: &Claimed, read: &Obeyed) -> Result<Route, Refusal> {
+fn route_under<'a>(session: &'a Session, task: &Claimed, alone: bool, read: &Obeyed) -> Result<Route<'a>, Refusal> {
     let gate = &read.ruling.gate;
     if let Some(at) = task.envelope.expires_ms
         && session.clock.now_us() / 1_000 >= at
@@ -84,35 +104,57 @@ fn route_under(session: &Session, task: &Claimed, read: &Obeyed) -> Result<Route
     }
     match decide(gate, &session.spec.task_type, || task.envelope.routing_key()) {
         // P6: a pause gives the task back as it was.
-        Decision::Hold => Ok(Route::Elsewhere(HEAD)),
+        Decision::Hold => Ok(Route::Elsewhere(back(&task.envelope))),
         Decision::Run(version) if !session.spec.handlers.contains_key(version) => {
             Ok(Route::Elsewhere(session.streams.lane(version)))
         }
         // P3, P4: made here, in the spawned task, right before the handler is first polled.
         Decision::Run(version) => {
+            let beside = match alone {
+                true => None,
+                false => Some(session.company.beside().ok_or(Refusal::Alone)?),
+            };
             let started = session.board.begin(read.ruling.rev, read.sent, version)?;
             Ok(Route::Start {
                 version: version.clone(),
                 obeyed: read.clone(),
                 started,
+                beside,
             })
         }
     }
 }
 
 /// Decides until there is an answer that may be acted on. `None`: the session is lost.
-async fn route(session: &Session, task: &Claimed) -> Option<Route> {
-    let refused = match task.obeyed.as_ref().map(|read| route_under(session, task, read)) {
+async fn route<'a>(session: &'a Session, task: &Claimed, pass: Option<&Pass<'_>>) -> Option<Route<'a>> {
+    let alone = pass.is_some_and(Pass::is_alone);
+    let read = task.obeyed.as_ref();
+    let refused = match read.map(|read| route_under(session, task, alone, read)) {
         Some(Ok(route)) => return Some(route),
         Some(Err(refusal)) => Some(refusal),
         None => None,
     };
     // Boxed: rare, and every attempt would carry its size.
-    Box::pin(route_again(session, task, refused)).await
+    let again = Box::pin(route_again(session, task, alone, refused));
+    if !alone {
+        return again.await;
+    }
+    // P7: the whole process waits for it.
+    let started = tokio::time::timeout(suspects::TO_START, again).await;
+    started.unwrap_or_else(|_| {
+        session.suspects.rest();
+        Some(Route::Elsewhere(back(&task.envelope)))
+    })
 }
 
 /// Reads the gate again until the task can be routed.
-async fn route_again(session: &Session, task: &Claimed, mut refused: Option<Refusal>) -> Option<Route> {
+async fn route_again<'a>(
+    session: &'a Session,
+    task: &Claimed,
+    alone: bool,
+    mut refused: Option<Refusal>,
+) -> Option<Route<'a>> {
+    let away = || Some(Route::Elsewhere(back(&task.envelope)));
     let mut after = task.claimed;
     let mut retry = RETRY;
     loop {
@@ -123,21 +165,30 @@ async fn route_again(session: &Session, task: &Claimed, mut refused: Option<Refu
                 after = Moment::now();
                 let _ = tokio::time::timeout(retry.next_wait(), session.lease_known.notified()).await;
             }
+            // P3: the gate may change while it waits; nothing is held meanwhile.
+            Some(Refusal::Alone) => {
+                tokio::select! {
+                    () = session.company.open() => {}
+                    () = session.closing.cancelled() => {}
+                }
+                after = Moment::now();
+            }
             None => {}
         }
         if session.board.is_lost() {
             return None;
         }
-        if session.abandon.is_cancelled() {
-            return Some(Route::Elsewhere(HEAD));
+        let kept_waiting = refused == Some(Refusal::Alone) && session.closing.is_cancelled();
+        if session.abandon.is_cancelled() || kept_waiting {
+            return away();
         }
         let read = tokio::select! {
             read = session.reader.read_after(session, after) => read,
             // P10: hundreds may wait here, one behind the other, for a Redis that does not answer.
-            () = session.abandon.cancelled() => return Some(Route::Elsewhere(HEAD)),
+            () = session.abandon.cancelled() => return away(),
         };
         refused = match read {
-            Ok(Some(read)) => match route_under(session, task, &read) {
+            Ok(Some(read)) => match route_under(session, task, alone, &read) {
                 Err(Refusal::Stale) => {
                     session.note_slow_read(read.sent.elapsed());
                     Some(Refusal::Stale)
@@ -169,7 +220,7 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
         queue: session.queue.clone(),
         version: version.clone(),
         attempt,
-        deaths: envelope.deaths,
+        recovered: envelope.recovered,
         key: envelope.key.clone(),
         snoozes: envelope.snoozes,
         enqueued_at_ms: envelope.enqueued_at_ms,
@@ -217,7 +268,7 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
                 entry,
                 bytes,
                 ran: ran(Ended::Released),
-                fate: Some((Fate::Move { to: HEAD }, kept(&envelope))),
+                fate: Some((Fate::Move { to: back(&envelope) }, kept(&envelope))),
             };
         }
         End::Failed(error) => error,
@@ -231,7 +282,7 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
         ErrorKind::Rejected | ErrorKind::Malformed | ErrorKind::Snoozed(_) => None,
     };
     let now_ms = session.clock.now_us() / 1_000;
-    let mut fields = kept(&envelope);
+    let mut fields = ended_alive(&envelope);
     fields.push((field::ATTEMPT, attempt.to_string()));
     let errors = envelope.errors_with(AttemptError {
         attempt,
@@ -311,6 +362,15 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     clip(&text, MAX_ERROR_BYTES).to_owned()
 }
 
+/// What changes on a task whose attempt ended while its process lives: it is no suspect any more.
+fn ended_alive(envelope: &Envelope) -> Vec<(&'static str, String)> {
+    let mut fields = kept(envelope);
+    if envelope.deaths > 0 {
+        fields.push((field::DEATHS, "0".to_owned()));
+    }
+    fields
+}
+
 /// What an entry's place said, written down because the task is about to leave it.
 fn kept(envelope: &Envelope) -> Vec<(&'static str, String)> {
     if envelope.id_written {
@@ -361,7 +421,7 @@ fn snoozed(
     ran: Option<Ran>,
 ) -> Outcome {
     let due_ms = session.clock.now_us() / 1_000 + millis(wait.min(CENTURY));
-    let mut fields = kept(envelope);
+    let mut fields = ended_alive(envelope);
     fields.push((
         field::SNOOZES,
         envelope.snoozes.saturating_add(1).min(MAX_COUNT).to_string(),

@@ -19,7 +19,7 @@ pub struct Context {
     /// Which attempt this is, from 1.
     pub attempt: u32,
     /// How often a worker was lost while it held this task: above 0, an earlier attempt may have done part of the work.
-    pub deaths: u32,
+    pub recovered: u32,
     /// What the sticky percent and pins look at, if the producer gave it.
     pub key: Option<Arc<str>>,
     /// How often its handler put it off with [`TaskError::snooze`].

@@ -49,6 +49,7 @@
 //! - [`handler`] — what an application writes
 //! - `queue`, `session` — one queue, session after session; what the loops of one session share
 //! - `streams`, `slots`, `plan` — what a session reads; how much it runs at once; how much of which it claims
+//! - `suspects` — what may have killed its process, and how it is run (P7)
 //! - `attempt`, `starts`, `reader`, `outcome` — one attempt; the start check (P3, P4); the gate read again; how it ended
 //! - `loops` — one file per duty
 //! - `health` — `/livez` and `/readyz`
@@ -73,6 +74,7 @@ mod session;
 mod slots;
 mod starts;
 mod streams;
+mod suspects;
 pub mod worker;
 
 pub use config::WorkerConfig;

@@ -107,6 +107,14 @@ impl Plan {
         order.into_iter().map(|stream| Want { stream, count: 1 }).collect()
     }
 
+    /// Asks `stream` for `most` at most.
+    pub(crate) fn cap(&mut self, wants: &mut [Want], stream: usize, most: usize) {
+        for want in wants.iter_mut().filter(|want| want.stream == stream) {
+            want.count = want.count.min(most);
+            self.asked[stream] = want.count;
+        }
+    }
+
     pub(crate) fn learn(&mut self, claim: &Claim) {
         for (stream, asked) in self.asked.iter().enumerate().filter(|(_, asked)| **asked > 0) {
             let got = claim
@@ -121,6 +129,8 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
+    use switchback_common::{StreamId, store::reply::Entry};
+
     use super::*;
     use crate::streams::{HEAD, LANES};
 
@@ -182,6 +192,23 @@ mod tests {
         }
         let alone = asked(&[MAIN], 1, 1_000);
         assert!(alone[MAIN] > 500, "one slot is not wasted on quiet streams: {alone:?}");
+    }
+
+    #[test]
+    fn a_capped_stream_that_gave_all_it_was_asked_for_is_hot() {
+        let mut plan = plan(&[HEAD]);
+        let mut wants = plan.split(&PLACES, 50);
+        plan.cap(&mut wants, HEAD, 2);
+        assert!(wants.contains(&Want { stream: HEAD, count: 2 }), "{wants:?}");
+        let entry = |seq| Entry {
+            id: StreamId { ms: 1, seq },
+            fields: None,
+        };
+        plan.learn(&Claim {
+            entries: vec![(HEAD, vec![entry(1), entry(2)])],
+            read: None,
+        });
+        assert!(plan.hot[HEAD]);
     }
 
     #[test]

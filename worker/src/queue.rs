@@ -32,6 +32,7 @@ use crate::{
     slots::Slots,
     starts::StartBoard,
     streams::Streams,
+    suspects::{Company, Suspects},
 };
 
 const CLAIMERS: usize = 2;
@@ -46,6 +47,7 @@ pub(crate) struct Shared {
     pub(crate) renewer: Arc<Renewer>,
     pub(crate) pushes: Pushes,
     pub(crate) health: Arc<Health>,
+    pub(crate) company: Arc<Company>,
     pub(crate) stop: CancellationToken,
     pub(crate) stop_now: CancellationToken,
 }
@@ -151,6 +153,8 @@ async fn try_begin(
         board,
         streams: Streams::new(&shared.store, queue, &spec.versions),
         slots: Slots::new(spec.concurrency),
+        company: Arc::clone(&shared.company),
+        suspects: Suspects::new(spec.concurrency),
         held: Held::default(),
         clock: RedisClock::new(),
         floors: Floors::default(),

@@ -15,8 +15,15 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    config::WorkerConfig, health::Pulse, outcome::Message, reader::GateReader, registry::QueueSpec, slots::Slots,
-    starts::StartBoard, streams::Streams,
+    config::WorkerConfig,
+    health::Pulse,
+    outcome::Message,
+    reader::GateReader,
+    registry::QueueSpec,
+    slots::Slots,
+    starts::StartBoard,
+    streams::Streams,
+    suspects::{Company, Suspects},
 };
 
 const COMPLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -95,6 +102,9 @@ pub(crate) struct Session {
     pub(crate) board: StartBoard,
     pub(crate) streams: Streams,
     pub(crate) slots: Slots,
+    /// Shared with every session of this process.
+    pub(crate) company: Arc<Company>,
+    pub(crate) suspects: Suspects,
     pub(crate) held: Held,
     pub(crate) clock: RedisClock,
     pub(crate) floors: Floors,
@@ -106,7 +116,7 @@ pub(crate) struct Session {
     pub(crate) claims_out: Mutex<Vec<Moment>>,
     /// A gate was touched, or a ruling changed: look.
     pub(crate) gate_touched: Notify,
-    /// The ruling changed: claimers choose their streams anew.
+    /// The ruling changed, or there is room for suspects again: claimers choose their streams anew.
     pub(crate) ruling_changed: Notify,
     /// There is more work than one claim took: a second claimer may help.
     pub(crate) busy: Notify,

@@ -41,6 +41,8 @@ pub(crate) enum Refusal {
     Stale,
     /// The lease must be renewed first.
     LeaseUncertain,
+    /// A suspect is alone in this process, or wants to be.
+    Alone,
     /// The session is over.
     Lost,
 }

@@ -12,6 +12,8 @@ pub(crate) const HEAD: usize = 1;
 pub(crate) const HIGH: usize = 2;
 /// Place of the stream of low priority.
 pub(crate) const LOW: usize = 3;
+/// Place of the suspects.
+pub(crate) const SUSPECT: usize = 4;
 /// Place of the first lane. Lanes of the worker's own versions come first, in their order, then any lane handed to.
 pub(crate) const LANES: usize = 5;
 

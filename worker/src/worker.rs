@@ -14,6 +14,7 @@ use crate::{
     pushes::Pushes,
     queue::{self, Shared},
     registry::{self, RawSpec, TaskSpec},
+    suspects::Company,
 };
 
 /// Describes a worker.
@@ -117,6 +118,7 @@ impl WorkerBuilder {
             renewer,
             pushes,
             health,
+            company: Arc::new(Company::new()),
             stop,
             stop_now,
         };

@@ -106,10 +106,11 @@ impl StreamView {
 impl DepthView {
     fn of(depth: &QueueDepth) -> Self {
         let mut streams = vec![StreamView::of("main", &depth.main), StreamView::of("head", &depth.head)];
-        // Those that most queues never use are shown when they are.
-        let rare = [("high", &depth.high), ("low", &depth.low), ("suspect", &depth.suspect)];
+        // Those that many queues never use are shown when they are.
+        let rare = [("high", &depth.high), ("low", &depth.low)];
         let used = rare.into_iter().filter(|(_, group)| group.length > 0);
         streams.extend(used.map(|(label, group)| StreamView::of(label, group)));
+        streams.push(StreamView::of("suspect", &depth.suspect));
         streams.extend(depth.lanes.iter().map(|(v, g)| StreamView::of(format!("lane:{v}"), g)));
         Self {
             waiting: depth.waiting(),

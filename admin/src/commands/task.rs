@@ -130,6 +130,7 @@ struct TaskView {
     entry: Option<String>,
     attempt: u64,
     deaths: u64,
+    recovered: u64,
     key: Option<String>,
     enqueued_at: Option<String>,
     enqueued_at_us: Option<u64>,
@@ -268,6 +269,7 @@ async fn view_of(
         entry: None,
         attempt: attempts.iter().map(|a| u64::from(a.attempt)).max().unwrap_or(0),
         deaths: 0,
+        recovered: 0,
         key: None,
         enqueued_at: None,
         enqueued_at_us: None,
@@ -304,6 +306,7 @@ async fn view_of(
     };
     view.attempt = view.attempt.max(field_number(&fields, field::ATTEMPT));
     view.deaths = field_number(&fields, field::DEATHS);
+    view.recovered = field_number(&fields, field::RECOVERED);
     view.key = Some(field_text(&fields, field::KEY)).filter(|key| !key.is_empty());
     let errors: Vec<AttemptError> = reply::field(&fields, field::ERRORS)
         .and_then(|json| serde_json::from_slice(json).ok())
@@ -365,6 +368,10 @@ fn human(view: &TaskView, payload: Option<&[u8]>, now: u64) -> String {
     let state = match (view.state, &view.place) {
         ("done", _) => "done (its entry is kept for a while)".to_owned(),
         ("gone", _) => "gone: only the log speaks of it".to_owned(),
+        (state, Some(place)) if place == "suspect" => format!(
+            "{} among the suspects: its process died while it may have run",
+            state.replace('_', " ")
+        ),
         (state, Some(place)) => format!("{} in {place}", state.replace('_', " ")),
         (state, None) => state.to_owned(),
     };
@@ -383,6 +390,7 @@ fn human(view: &TaskView, payload: Option<&[u8]>, now: u64) -> String {
         ),
         ("ATTEMPTS", view.attempt.to_string()),
         ("DEATHS", or_none(view.deaths)),
+        ("RECOVERED", or_none(view.recovered)),
         ("KEY", view.key.as_deref().map(plain).unwrap_or_default()),
         ("REASON", dead.map(|d| plain(&d.reason)).unwrap_or_default()),
         ("ERROR", dead.map(|d| plain(&d.error)).unwrap_or_default()),

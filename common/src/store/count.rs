@@ -1,5 +1,6 @@
-//! How much of a stream waits when Redis cannot say: after a restart, or on a new primary, until the queue has once been
-//! empty. A claim reaches the append-only file and the replicas as an XCLAIM, which does not count what was read.
+//! How much of a stream waits when Redis cannot say.
+//!
+//! That is after a restart, or on a new primary, until the queue has once been empty. A claim reaches the append-only file and the replicas as an XCLAIM, which does not count what was read.
 
 use redis::Value;
 

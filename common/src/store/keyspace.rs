@@ -58,7 +58,7 @@ pub enum Key {
     Versions(Queue),
     /// STRING, PX · per session · exists while the session lives.
     Lease(Queue, SessionId),
-    /// HASH · per queue · session -> JSON of who it is; `<session>:rev`, `:running`, `:reaping` beside it.
+    /// HASH · per queue · session -> JSON of who it is; `<session>:rev`, `:running`, `:reaping`, `:suspects` beside it.
     Sessions(Queue),
     /// STREAM · per queue · attempts (one entry per settle batch) and sessions; trimmed by age and size.
     Log(Queue),

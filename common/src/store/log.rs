@@ -77,8 +77,8 @@ pub struct AttemptRow(pub TaskId, pub String, pub u32, pub Ended, pub u64);
 pub struct LogEntry {
     /// Its id: orders it against every other entry of the queue's log.
     pub id: StreamId,
-    /// `settled`, `joined`, `left`, `reaping`, `recovered`, `stale`, `alert`, `scheduled`, `schedule_changed`, `requeued`,
-    /// `discarded`, `limits`.
+    /// `settled`, `joined`, `left`, `reaping`, `recovered`, `poison`, `stale`, `alert`, `scheduled`, `schedule_changed`,
+    /// `requeued`, `discarded`, `limits`.
     pub kind: String,
     /// The session it speaks of.
     pub session: SessionId,
@@ -86,10 +86,10 @@ pub struct LogEntry {
     pub attempts: Vec<AttemptGroup>,
     /// Of `settled`: `all`, or the acknowledgements one by one.
     pub acked: String,
-    /// Of `reaping` and `recovered`: when, µs.
+    /// Of `reaping`, `recovered` and `poison`: when, µs.
     pub at_us: u64,
-    /// Of `recovered`, `requeued` (the new entry) and `discarded`: `task=entry …`; of `scheduled`: `<schedule>: <task
-    /// ids>`; else the text.
+    /// Of `recovered`, `poison`, `requeued` (the new entry) and `discarded`: `task=entry …`; of `scheduled`: `<schedule>:
+    /// <task ids>`; else the text.
     pub text: String,
 }
 
@@ -147,7 +147,7 @@ fn decode(entry: reply::Entry) -> LogEntry {
     let fields = entry.fields.unwrap_or_default();
     let kind = field_text(&fields, "kind");
     let text = match kind.as_str() {
-        "recovered" | "requeued" | "discarded" => field_text(&fields, "tasks"),
+        "recovered" | "poison" | "requeued" | "discarded" => field_text(&fields, "tasks"),
         _ => field_text(&fields, "text"),
     };
     LogEntry {

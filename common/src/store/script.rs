@@ -32,6 +32,7 @@ scripts! {
     RENEW = include_str!("session/renew.lua");
     PUBLISH = include_str!("session/publish.lua");
     LEAVE = include_str!("session/leave.lua");
+    SUSPECTS = include_str!("session/suspects.lua");
     REAP = ALLOW_OOM, ENTRY, include_str!("session/reap.lua");
     SETTLE = ALLOW_OOM, ENTRY, include_str!("queue/settle.lua");
     PROMOTE = ALLOW_OOM, ENTRY, include_str!("queue/promote.lua");

@@ -12,7 +12,7 @@ use super::{
     script,
 };
 use crate::{
-    id::{SessionId, stream_salt},
+    id::{SessionId, StreamId, stream_salt},
     name::{Queue, Version},
 };
 
@@ -66,13 +66,26 @@ pub enum Lives {
 pub enum Reaped {
     /// The session lives: hands off.
     Alive,
-    /// Entries moved to the head stream.
+    /// Entries moved: to the head stream, to the suspects, or to the dead letters.
     Moved {
         /// How many.
         moved: u64,
+        /// How many of them are dead letters now: `poison`.
+        poison: u64,
         /// Whether there are more.
         more: bool,
     },
+}
+
+/// A suspect that a session is about to run, or runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suspect {
+    /// The key of the stream it was claimed from.
+    pub stream: String,
+    /// Its entry there.
+    pub entry: StreamId,
+    /// Of one that runs alone in its process: the version it is about to run on. `None`: it runs beside others.
+    pub alone: Option<Version>,
 }
 
 /// A session as found in Redis.
@@ -225,6 +238,28 @@ impl SessionStore {
         Ok(if word == "ok" { Lives::Yes } else { Lives::Lost })
     }
 
+    /// Names the suspects that the session is about to run or runs. `number` grows from list to list: one that was
+    /// overtaken changes nothing.
+    ///
+    /// # Errors
+    /// When Redis does not answer: send it again, and start none of them before.
+    pub async fn name_suspects(
+        &self,
+        session: &SessionId,
+        number: u64,
+        suspects: &[Suspect],
+    ) -> Result<Lives, StoreError> {
+        let link = self.store.warm().await?;
+        let names: Vec<String> = suspects.iter().map(Suspect::name).collect();
+        let mut call = script::SUSPECTS.prepare_invoke();
+        call.key(&self.sessions)
+            .arg(session.as_str())
+            .arg(number)
+            .arg(names.join(" "));
+        let (word, _) = reply::verdict("suspects", link.run_script(&call).await?)?;
+        Ok(if word == "ok" { Lives::Yes } else { Lives::Lost })
+    }
+
     /// Ends a session. The very last command it sends.
     ///
     /// # Errors
@@ -267,7 +302,7 @@ impl SessionStore {
         Ok(out)
     }
 
-    /// Moves a bounded part of what a lost session holds in `stream` to the head stream.
+    /// Moves a bounded part of what a lost session holds in `stream` back into line.
     ///
     /// # Errors
     /// When Redis does not answer; what was moved is moved.
@@ -278,6 +313,8 @@ impl SessionStore {
             .key(self.lease(lost))
             .key(self.key(&Key::Log(self.queue.clone())))
             .key(self.key(&Key::Head(self.queue.clone())))
+            .key(self.key(&Key::Suspect(self.queue.clone())))
+            .key(self.key(&Key::Dead(self.queue.clone())))
             .key(stream);
         call.arg(lost.as_str())
             .arg(by.as_str())
@@ -291,6 +328,7 @@ impl SessionStore {
         let mut next = || reply::count("reap", &rest.next().unwrap_or(Value::Nil));
         Ok(Reaped::Moved {
             moved: next()?,
+            poison: next()?,
             more: next()? > 0,
         })
     }
@@ -308,6 +346,7 @@ impl SessionStore {
             format!("{s}:rev"),
             format!("{s}:running"),
             format!("{s}:reaping"),
+            format!("{s}:suspects"),
         ]);
         link.run(cmd).await?;
         Ok(())
@@ -354,6 +393,17 @@ impl SessionStore {
             }
         });
         Ok(sessions.collect())
+    }
+}
+
+impl Suspect {
+    /// As `reap.lua` reads it. No part can hold a space or `=`.
+    fn name(&self) -> String {
+        let Self { stream, entry, alone } = self;
+        match alone {
+            Some(version) => format!("{stream}={entry}=alone={version}"),
+            None => format!("{stream}={entry}=beside="),
+        }
     }
 }
 

@@ -39,6 +39,9 @@ struct Args {
     /// Where to tell how it is.
     #[arg(long)]
     health: Option<std::net::SocketAddr>,
+    /// Serve the queue `neighbour` too.
+    #[arg(long)]
+    neighbour: bool,
     /// Faults to switch on, comma-separated.
     #[arg(long, default_value = "")]
     faults: String,
@@ -64,15 +67,25 @@ impl Task for Probe {
     const TYPE: &'static str = "probe";
 }
 
+/// The same in another queue.
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct Neighbour(Probe);
+
+impl Task for Neighbour {
+    const TYPE: &'static str = "neighbour";
+}
+
 async fn probe(witness: Arc<File>, task: Probe, ctx: Context) -> Result<(), TaskError> {
     // One write per line: appends of this size are not torn.
     let line = format!(
-        "start {} {} {} {} {}\n",
+        "start {} {} {} {} {} {}\n",
         task.n,
         ctx.version,
         ctx.started.as_nanos(),
         ctx.attempt,
-        ctx.gate_rev
+        ctx.gate_rev,
+        ctx.recovered
     );
     witness.as_ref().write_all(line.as_bytes())?;
     if task.work_ms > 0 && task.then != "block" {
@@ -123,15 +136,24 @@ async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
     let retry = RetryPolicy::default()
         .attempts(args.attempts)
         .backoff(backoff, backoff * 8);
-    Worker::builder(config)
-        .task::<Probe>(|t| {
+    let mut worker = Worker::builder(config).task::<Probe>(|t| {
+        let t = t.concurrency(args.concurrency).retry(retry.clone());
+        args.versions.iter().fold(t, |t, version| {
+            let witness = Arc::clone(&witness);
+            t.version(version, move |task, ctx| probe(Arc::clone(&witness), task, ctx))
+        })
+    });
+    if args.neighbour {
+        worker = worker.task::<Neighbour>(|t| {
             let t = t.concurrency(args.concurrency).retry(retry);
             args.versions.iter().fold(t, |t, version| {
                 let witness = Arc::clone(&witness);
-                t.version(version, move |task, ctx| probe(Arc::clone(&witness), task, ctx))
+                t.version(version, move |Neighbour(task), ctx| {
+                    probe(Arc::clone(&witness), task, ctx)
+                })
             })
-        })
-        .run()
-        .await?;
+        });
+    }
+    worker.run().await?;
     Ok(())
 }

@@ -25,7 +25,8 @@ use crate::{
     plan::Plan,
     session::Session,
     slots::Reserved,
-    streams::{HEAD, HIGH, LANES, LOW, MAIN, StreamInfo},
+    streams::{HEAD, HIGH, LANES, LOW, MAIN, SUSPECT, StreamInfo},
+    suspects,
 };
 
 /// How long a claim waits for a task. Short enough to notice by itself that other streams should be read.
@@ -90,8 +91,20 @@ async fn claim_until_broken(
         if session.closing.is_cancelled() {
             return Ok(());
         }
+        if !session.company.is_open() {
+            // What is claimed now could not start: leave it to others.
+            tokio::select! {
+                () = session.company.open() => {}
+                () = session.closing.cancelled() => {}
+            }
+            continue;
+        }
         let changed = session.ruling_changed.notified();
-        let places = readable(session);
+        let mut places = readable(session);
+        if !first {
+            // Two would count on the same room.
+            places.retain(|place| *place != SUSPECT);
+        }
         if places.is_empty() {
             // Paused, no gate, or nothing routed to a version of ours: tasks stay where they are (P6).
             tokio::select! {
@@ -119,7 +132,8 @@ async fn claim_until_broken(
             let claimed = wait(session, claimer, client_id, &places, slots.count(), changed).await;
             (places.len(), claimed)
         } else {
-            let wants = plan.split(&places, slots.count());
+            let mut wants = plan.split(&places, slots.count());
+            plan.cap(&mut wants, SUSPECT, session.suspects.room());
             (wants.len(), claim_now(session, claimer, &wants).await)
         };
         let claimed = claimed.inspect_err(|_| session.claim_returned(sent))?;
@@ -222,10 +236,10 @@ fn readable(session: &Session) -> Vec<usize> {
     let Some(ruling) = session.view.newest() else {
         return Vec::new();
     };
-    readable_under(&ruling.gate, &session.spec.versions)
+    readable_under(&ruling.gate, &session.spec.versions, session.suspects.room() > 0)
 }
 
-fn readable_under(gate: &Gate, versions: &[switchback_common::Version]) -> Vec<usize> {
+fn readable_under(gate: &Gate, versions: &[switchback_common::Version], suspects: bool) -> Vec<usize> {
     if gate.paused {
         return Vec::new();
     }
@@ -236,7 +250,9 @@ fn readable_under(gate: &Gate, versions: &[switchback_common::Version]) -> Vec<u
     // versions does not change what is read.
     let lanes = (0..versions.len()).map(|n| LANES + n);
     // Head first: it holds what was taken from somebody.
-    std::iter::once(HEAD).chain(lanes).chain([HIGH, LOW, MAIN]).collect()
+    let suspects = suspects.then_some(SUSPECT);
+    let first = std::iter::once(HEAD).chain(suspects);
+    first.chain(lanes).chain([HIGH, LOW, MAIN]).collect()
 }
 
 /// Takes what was claimed into attempts.
@@ -318,7 +334,9 @@ fn dispatch(
                 session.attempts.spawn(attempt::run(Arc::clone(session), task));
             } else {
                 // P6: one too many; back in line, ahead of the others.
-                let _ = session.outcomes.send(Message::Outcome(attempt::moved(&task, HEAD)));
+                let _ = session
+                    .outcomes
+                    .send(Message::Outcome(attempt::moved(&task, suspects::back(&task.envelope))));
             }
         }
         Err(Malformed::Newer { format }) => {
@@ -375,11 +393,15 @@ mod tests {
         let versions = ["v1".parse().unwrap(), "v2".parse().unwrap()];
         let mut gate = Gate::new("v2".parse().unwrap());
         assert_eq!(
-            readable_under(&gate, &versions),
+            readable_under(&gate, &versions, false),
             [HEAD, LANES, LANES + 1, HIGH, LOW, MAIN]
         );
-        assert!(readable_under(&gate, &versions[..1]).is_empty());
+        assert_eq!(
+            readable_under(&gate, &versions, true),
+            [HEAD, SUSPECT, LANES, LANES + 1, HIGH, LOW, MAIN]
+        );
+        assert!(readable_under(&gate, &versions[..1], true).is_empty());
         gate.paused = true;
-        assert!(readable_under(&gate, &versions).is_empty());
+        assert!(readable_under(&gate, &versions, true).is_empty());
     }
 }

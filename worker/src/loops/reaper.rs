@@ -77,7 +77,7 @@ async fn reap(session: &Session) -> Result<(), StoreError> {
     }
     suspects.retain(|id, _| !alive.contains(id));
     for (lost, on_record) in suspects {
-        let mut total = 0;
+        let (mut total, mut dead) = (0, 0);
         let mut whole = true;
         for stream in &streams {
             loop {
@@ -86,8 +86,9 @@ async fn reap(session: &Session) -> Result<(), StoreError> {
                         whole = false;
                         break;
                     }
-                    Reaped::Moved { moved, more } => {
+                    Reaped::Moved { moved, poison, more } => {
                         total += moved;
+                        dead += poison;
                         if !more {
                             break;
                         }
@@ -97,6 +98,9 @@ async fn reap(session: &Session) -> Result<(), StoreError> {
         }
         if total > 0 {
             tracing::warn!(queue.name = %queue, session = %lost, tasks = total, "a worker was lost; its tasks are back in line");
+        }
+        if dead > 0 {
+            tracing::error!(queue.name = %queue, session = %lost, tasks = dead, "a task killed its process once too often, the last time alone in it: it is a dead letter, `poison`");
         }
         if whole && on_record {
             session.sessions.forget(&lost).await?;

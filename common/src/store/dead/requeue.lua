@@ -9,12 +9,13 @@ local priorities = { high = KEYS[4], low = KEYS[5] }
 redis.call('XLEN', log)
 for i = 3, 5 do redis.call('XLEN', KEYS[i]) end
 
-local FRESH = { attempt = 1, deaths = 1, snoozes = 1 }
+local FRESH = { attempt = 1, snoozes = 1 }
 local function reborn(fields)
   local expired, out = value_of(fields, 'dead_reason') == 'expired', {}
   for i = 1, #fields, 2 do
     local name = fields[i]
     -- A deadline that was the reason would only kill it again: whoever requeues it wants it run.
+    -- What killed its process keeps its deaths: it runs alone until an attempt ends.
     local gone = FRESH[name] or string.sub(name, 1, 5) == 'dead_' or (expired and name == 'expires')
     if not gone then out[#out + 1], out[#out + 2] = name, fields[i + 1] end
   end

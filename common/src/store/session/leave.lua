@@ -15,7 +15,12 @@ for i = 4, #KEYS do
   end
 end
 redis.call('DEL', lease)
-if holding > 0 then return { 'holding', holding } end
-redis.call('HDEL', sessions, session, session .. ':rev', session .. ':running', session .. ':reaping')
+if holding > 0 then
+  -- Its process has not died: nobody is to blame (see reap.lua).
+  redis.call('HSET', sessions, session .. ':suspects', '0 nobody===')
+  return { 'holding', holding }
+end
+redis.call('HDEL', sessions, session, session .. ':rev', session .. ':running', session .. ':reaping',
+  session .. ':suspects')
 redis.call('XADD', log, '*', 'kind', 'left', 'session', session, 'why', ARGV[2])
 return { 'left' }
