@@ -10,6 +10,8 @@ use switchback_common::{
     store::{connect::Link, log::Ended, settle::Fate},
     telemetry,
 };
+#[cfg(feature = "faults")]
+use switchback_gates::Gate;
 use switchback_gates::{Decision, Obeyed, Verdict, decide};
 use tokio::sync::Mutex;
 use tracing::Instrument as _;
@@ -114,7 +116,18 @@ const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Takes one claimed task to its outcome.
 pub(crate) async fn run(session: Arc<Session>, task: Claimed) {
-    let outcome = match route(&session, &task).await {
+    let routed = route(&session, &task).await;
+    #[cfg(feature = "faults")]
+    if session.config.faults.bury_recovered && task.envelope.deaths > 0 {
+        session.slots.ended();
+        let fields = dead_fields(&session, "poison", "its worker died", None);
+        let _ = session.outcomes.send(Message::Outcome(Outcome {
+            fate: Some((Fate::Dead, fields)),
+            ..moved(&task, HEAD)
+        }));
+        return;
+    }
+    let outcome = match routed {
         Some(Route::Start {
             version,
             obeyed,
@@ -150,7 +163,10 @@ enum Route {
 /// Decides under one gate read, and begins the attempt if it may begin.
 fn route_under(session: &Session, task: &Claimed, read: &Obeyed) -> Result<Route, Refusal> {
     let gate = &read.ruling.gate;
-    match decide(gate, &session.spec.task_type, || task.envelope.routing_key()) {
+    let decision = decide(gate, &session.spec.task_type, || task.envelope.routing_key());
+    #[cfg(feature = "faults")]
+    let decision = misroute(session, task, gate, decision);
+    match decision {
         // P6: a pause gives the task back as it was.
         Decision::Hold => Ok(Route::Elsewhere(HEAD)),
         Decision::Run(version) if !session.spec.handlers.contains_key(version) => {
@@ -165,6 +181,19 @@ fn route_under(session: &Session, task: &Claimed, read: &Obeyed) -> Result<Route
                 started,
             })
         }
+    }
+}
+
+/// Faults for tests: a decision that is not the gate's.
+#[cfg(feature = "faults")]
+fn misroute<'a>(session: &'a Session, task: &Claimed, gate: &'a Gate, decision: Decision<'a>) -> Decision<'a> {
+    let faults = session.config.faults;
+    let failed_on = task.envelope.errors.last().map(|error| error.version.as_str());
+    let earlier = session.spec.versions.iter().find(|v| Some(v.as_str()) == failed_on);
+    match decision {
+        Decision::Hold if faults.start_while_paused => Decision::Run(&gate.active),
+        Decision::Run(_) if faults.retry_keeps_version => earlier.map_or(decision, Decision::Run),
+        _ => decision,
     }
 }
 
@@ -245,6 +274,13 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
         headers: std::mem::take(&mut envelope.headers),
         started,
         gate_rev: obeyed.ruling.rev,
+        #[cfg(feature = "faults")]
+        evidence: crate::faults::Evidence {
+            session: session.id.clone(),
+            stream: session.streams.get(place).label.to_string(),
+            entry,
+            read_us: obeyed.time_us,
+        },
         cancelled: cancelled.clone(),
     };
     let span = tracing::info_span!(
@@ -271,22 +307,36 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
     };
     let error = match end {
         End::Ok => {
+            let fate = None;
+            #[cfg(feature = "faults")]
+            let fate = (session.config.faults.done_comes_back && entry.ms % 8 == 0)
+                .then(|| (Fate::Move { to: HEAD }, kept(&envelope)))
+                .or(fate);
             return Outcome {
                 place,
                 entry,
                 bytes,
                 ran: ran(Ended::Done),
-                fate: None,
+                fate,
             };
         }
         End::Abandoned => {
             // P6: an attempt that was cut short by a shutdown is refunded.
+            let fields = kept(&envelope);
+            #[cfg(feature = "faults")]
+            let fields = match session.config.faults.release_burns_attempt {
+                true => fields
+                    .into_iter()
+                    .chain([(field::ATTEMPT, attempt.to_string())])
+                    .collect(),
+                false => fields,
+            };
             return Outcome {
                 place,
                 entry,
                 bytes,
                 ran: ran(Ended::Released),
-                fate: Some((Fate::Move { to: HEAD }, kept(&envelope))),
+                fate: Some((Fate::Move { to: HEAD }, fields)),
             };
         }
         End::Failed(error) => error,

@@ -217,6 +217,14 @@ fn readable(session: &Session) -> Vec<usize> {
     let Some(ruling) = session.view.newest() else {
         return Vec::new();
     };
+    #[cfg(feature = "faults")]
+    if session.config.faults.start_while_paused {
+        let gate = Gate {
+            paused: false,
+            ..ruling.gate.clone()
+        };
+        return readable_under(&gate, &session.spec.versions);
+    }
     readable_under(&ruling.gate, &session.spec.versions)
 }
 
