@@ -5,6 +5,8 @@
 
 CARGO ?= cargo
 ARGS ?=
+SEED ?=
+MINUTES ?=
 INPUT ?=
 export INPUT
 
@@ -16,7 +18,7 @@ DEMO_PACKAGES = -p switchback-demo -p switchback-worker -p switchback-admin
 or_say = || { echo "make $@: $(1) failed" >&2; exit 1; }
 with_server = REDIS_SERVER=`scripts/redis-server.sh` $(call or_say,finding a Redis server) && export REDIS_SERVER
 
-.PHONY: help demo test bench ci fmt fmt-check lint doc build clean need-cargo need-cc
+.PHONY: help demo test chaos bench ci fmt fmt-check lint doc build clean need-cargo need-cc
 .DEFAULT_GOAL := help
 
 help: ## Print this list
@@ -40,6 +42,12 @@ test: need-cargo need-cc ## Run all tests (with cargo-nextest when it is there) 
 	else \
 	  $(CARGO) test --workspace $(ARGS) $(call or_say,cargo test); \
 	fi
+
+chaos: need-cargo need-cc ## Chaos, then the history checker. SEED=<n> repeats a schedule (default: random), MINUTES=<m> (default: 2)
+	@$(with_server) && \
+	{ $(CARGO) build --workspace --bins $(call or_say,building the binaries that it starts); } && \
+	{ SB_CHAOS_SEED=$(SEED) SB_CHAOS_MINUTES=$(MINUTES) $(CARGO) test -p switchback-tests --test chaos -- --exact by_hand \
+	  --ignored --nocapture $(call or_say,chaos); }
 
 bench: need-cargo need-cc ## Build for release and run the benchmarks. ARGS are passed on
 	@$(with_server) && \

@@ -24,9 +24,11 @@
 //! * `process` — what if a worker process is stopped, ended or killed?
 //! * `eventually` — has it happened yet?
 //! * `witness` — did anything start that a flip had forbidden?
+//! * `history` — what happened to every task, and were the promises kept?
 //! * `port` — which port is safe to hand to a server?
 
 mod eventually;
+pub mod history;
 mod link;
 mod port;
 mod process;

@@ -111,7 +111,7 @@ impl Pool {
                     Some("start") => Line::Start {
                         n: number(parts.next()),
                         attempt: number(parts.nth(2)).try_into().unwrap(),
-                        recovered: number(parts.nth(1)).try_into().unwrap(),
+                        recovered: number(parts.nth(2)).try_into().unwrap(),
                     },
                     _ => Line::End {
                         n: number(parts.next()),

@@ -10,6 +10,8 @@ use switchback_common::{
     store::{backoff::Backoff, log::Ended, settle::Fate},
     telemetry,
 };
+#[cfg(feature = "faults")]
+use switchback_gates::Gate;
 use switchback_gates::{Decision, Obeyed, decide};
 use tokio::sync::RwLockReadGuard;
 use tracing::Instrument as _;
@@ -52,6 +54,16 @@ pub(crate) async fn run(session: Arc<Session>, task: Claimed) {
         Some(Barred::Elsewhere(to)) => Some(Route::Elsewhere(to)),
         Some(Barred::Lost) => None,
     };
+    #[cfg(feature = "faults")]
+    if session.config.faults.bury_recovered && task.envelope.recovered > 0 {
+        session.slots.ended();
+        let fields = dead_fields(&session, "poison", "its worker died", None);
+        let _ = session.outcomes.send(Message::Outcome(Outcome {
+            fate: Some((Fate::Dead, fields)),
+            ..moved(&task, crate::streams::HEAD)
+        }));
+        return;
+    }
     let outcome = match routed {
         Some(Route::Start {
             version,
@@ -102,7 +114,10 @@ fn route_under<'a>(session: &'a Session, task: &Claimed, alone: bool, read: &Obe
     {
         return Ok(Route::Expired);
     }
-    match decide(gate, &session.spec.task_type, || task.envelope.routing_key()) {
+    let decision = decide(gate, &session.spec.task_type, || task.envelope.routing_key());
+    #[cfg(feature = "faults")]
+    let decision = misroute(session, task, gate, decision);
+    match decision {
         // P6: a pause gives the task back as it was.
         Decision::Hold => Ok(Route::Elsewhere(back(&task.envelope))),
         Decision::Run(version) if !session.spec.handlers.contains_key(version) => {
@@ -122,6 +137,19 @@ fn route_under<'a>(session: &'a Session, task: &Claimed, alone: bool, read: &Obe
                 beside,
             })
         }
+    }
+}
+
+/// Faults for tests: a decision that is not the gate's.
+#[cfg(feature = "faults")]
+fn misroute<'a>(session: &'a Session, task: &Claimed, gate: &'a Gate, decision: Decision<'a>) -> Decision<'a> {
+    let faults = session.config.faults;
+    let failed_on = task.envelope.errors.last().map(|error| error.version.as_str());
+    let earlier = session.spec.versions.iter().find(|v| Some(v.as_str()) == failed_on);
+    match decision {
+        Decision::Hold if faults.start_while_paused => Decision::Run(&gate.active),
+        Decision::Run(_) if faults.retry_keeps_version => earlier.map_or(decision, Decision::Run),
+        _ => decision,
     }
 }
 
@@ -227,6 +255,13 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
         headers: std::mem::take(&mut envelope.headers),
         started,
         gate_rev: obeyed.ruling.rev,
+        #[cfg(feature = "faults")]
+        evidence: crate::faults::Evidence {
+            session: session.id.clone(),
+            stream: session.streams.get(place).label.to_string(),
+            entry,
+            read_us: obeyed.time_us,
+        },
         cancelled: cancelled.clone(),
     };
     let span = tracing::info_span!(
@@ -253,22 +288,43 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
     };
     let error = match end {
         End::Ok => {
+            let fate = None;
+            #[cfg(feature = "faults")]
+            let fate = (session.config.faults.done_comes_back && entry.ms % 8 == 0)
+                .then(|| {
+                    (
+                        Fate::Move {
+                            to: crate::streams::HEAD,
+                        },
+                        kept(&envelope),
+                    )
+                })
+                .or(fate);
             return Outcome {
                 place,
                 entry,
                 bytes,
                 ran: ran(Ended::Done),
-                fate: None,
+                fate,
             };
         }
         End::Abandoned => {
             // P6: an attempt that was cut short by a shutdown is refunded.
+            let fields = kept(&envelope);
+            #[cfg(feature = "faults")]
+            let fields = match session.config.faults.release_burns_attempt {
+                true => fields
+                    .into_iter()
+                    .chain([(field::ATTEMPT, attempt.to_string())])
+                    .collect(),
+                false => fields,
+            };
             return Outcome {
                 place,
                 entry,
                 bytes,
                 ran: ran(Ended::Released),
-                fate: Some((Fate::Move { to: back(&envelope) }, kept(&envelope))),
+                fate: Some((Fate::Move { to: back(&envelope) }, fields)),
             };
         }
         End::Failed(error) => error,

@@ -32,6 +32,9 @@ pub struct Context {
     pub started: Moment,
     /// The gate revision it was decided under.
     pub gate_rev: u64,
+    /// For the tests' own records.
+    #[cfg(feature = "faults")]
+    pub evidence: crate::faults::Evidence,
     /// Fires when the attempt should end: timeout, shutdown, lost session. A handler that ignores it is dropped at
     /// its next `.await`.
     pub cancelled: CancellationToken,

@@ -160,6 +160,8 @@ impl Session {
 
     /// Takes in what a gate read said about the lease, and about Redis's clock.
     pub(crate) fn note_read(&self, sent: Moment, time_us: u64, lease: Option<Duration>) {
+        #[cfg(feature = "faults")]
+        let lease = lease.or_else(|| self.config.faults.ignore_loss.then_some(self.config.lease));
         // P4: counted from sending, less a margin: never longer than Redis will have it. A lease that is gone forbids
         // starts, whatever the last renewal promised, until the renewer knows what became of the session.
         self.board.lease_until(match lease {
@@ -192,6 +194,10 @@ impl Session {
 
     /// Ends the session at once: its tasks are somebody else's.
     pub(crate) fn lose(&self) {
+        #[cfg(feature = "faults")]
+        if self.config.faults.ignore_loss {
+            return;
+        }
         if !self.board.is_lost() {
             tracing::error!(
                 queue.name = %self.queue, session = %self.id,

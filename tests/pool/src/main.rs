@@ -22,6 +22,9 @@ struct Args {
     /// Where starts are written down.
     #[arg(long)]
     witness: PathBuf,
+    /// Where effects are written down, apart from everything else; several workers may share it.
+    #[arg(long)]
+    ledger: Option<PathBuf>,
     #[arg(long, default_value_t = 10_000)]
     lease_ms: u64,
     #[arg(long, default_value_t = 250)]
@@ -55,7 +58,8 @@ struct Probe {
     /// How long the handler takes.
     #[serde(default)]
     work_ms: u64,
-    /// What it does at the end: nothing, or `fail`, `panic`, `reject`, `abort`, `block`.
+    /// What it does at the end: nothing, or `fail`, `panic`, `reject`, `abort`, `block`; with `_once` only on a first
+    /// attempt before any worker died with it.
     #[serde(default)]
     then: String,
     /// Only on this version (any if empty).
@@ -76,23 +80,51 @@ impl Task for Neighbour {
     const TYPE: &'static str = "neighbour";
 }
 
-async fn probe(witness: Arc<File>, task: Probe, ctx: Context) -> Result<(), TaskError> {
-    // One write per line: appends of this size are not torn.
-    let line = format!(
-        "start {} {} {} {} {} {}\n",
+/// The files a handler writes to. One write per line: appends of this size are not torn.
+struct Books {
+    witness: File,
+    ledger: Option<File>,
+}
+
+impl Books {
+    fn witness(&self, line: &str) -> std::io::Result<()> {
+        (&self.witness).write_all(line.as_bytes())
+    }
+
+    fn effect(&self, line: &str) -> std::io::Result<()> {
+        self.ledger
+            .as_ref()
+            .map_or(Ok(()), |mut file| file.write_all(line.as_bytes()))
+    }
+}
+
+async fn probe(books: Arc<Books>, task: Probe, ctx: Context) -> Result<(), TaskError> {
+    let seen = &ctx.evidence;
+    let claim = format!("{} {} {}", seen.session, seen.stream, seen.entry);
+    books.witness(&format!(
+        "start {} {} {} {} {} {} {} {} {claim}\n",
         task.n,
         ctx.version,
         ctx.started.as_nanos(),
         ctx.attempt,
         ctx.gate_rev,
-        ctx.recovered
-    );
-    witness.as_ref().write_all(line.as_bytes())?;
+        ctx.id,
+        ctx.recovered,
+        seen.read_us,
+    ))?;
     if task.work_ms > 0 && task.then != "block" {
         tokio::time::sleep(Duration::from_millis(task.work_ms)).await;
     }
     if task.on.is_empty() || task.on == ctx.version.as_str() {
-        match task.then.as_str() {
+        let then = match task.then.strip_suffix("_once") {
+            Some(_) if ctx.attempt > 1 || ctx.recovered > 0 => "",
+            Some(once) => once,
+            None => &task.then,
+        };
+        if let "fail" | "reject" | "panic" = then {
+            books.witness(&format!("fail {} {claim}\n", task.n))?;
+        }
+        match then {
             "fail" => return Err(TaskError::failed("asked to fail")),
             "reject" => return Err(TaskError::reject("asked to reject")),
             #[expect(clippy::panic, reason = "what it is asked to do")]
@@ -102,9 +134,8 @@ async fn probe(witness: Arc<File>, task: Probe, ctx: Context) -> Result<(), Task
             _ => {}
         }
     }
-    witness
-        .as_ref()
-        .write_all(format!("end {} {}\n", task.n, ctx.version).as_bytes())?;
+    books.effect(&format!("effect {} {} {claim}\n", task.n, ctx.id))?;
+    books.witness(&format!("end {} {}\n", task.n, ctx.version))?;
     Ok(())
 }
 
@@ -121,7 +152,11 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
-    let witness = Arc::new(File::options().create(true).append(true).open(&args.witness)?);
+    let open = |path: &PathBuf| File::options().create(true).append(true).open(path);
+    let books = Arc::new(Books {
+        witness: open(&args.witness)?,
+        ledger: args.ledger.as_ref().map(open).transpose()?,
+    });
     let config = WorkerConfig::new(ConnectOptions::new(args.redis), args.namespace.parse()?)
         .lease(Duration::from_millis(args.lease_ms))
         .start_ttl(Duration::from_millis(args.start_ttl_ms))
@@ -139,17 +174,17 @@ async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
     let mut worker = Worker::builder(config).task::<Probe>(|t| {
         let t = t.concurrency(args.concurrency).retry(retry.clone());
         args.versions.iter().fold(t, |t, version| {
-            let witness = Arc::clone(&witness);
-            t.version(version, move |task, ctx| probe(Arc::clone(&witness), task, ctx))
+            let books = Arc::clone(&books);
+            t.version(version, move |task, ctx| probe(Arc::clone(&books), task, ctx))
         })
     });
     if args.neighbour {
         worker = worker.task::<Neighbour>(|t| {
             let t = t.concurrency(args.concurrency).retry(retry);
             args.versions.iter().fold(t, |t, version| {
-                let witness = Arc::clone(&witness);
+                let books = Arc::clone(&books);
                 t.version(version, move |Neighbour(task), ctx| {
-                    probe(Arc::clone(&witness), task, ctx)
+                    probe(Arc::clone(&books), task, ctx)
                 })
             })
         });

@@ -236,7 +236,16 @@ fn readable(session: &Session) -> Vec<usize> {
     let Some(ruling) = session.view.newest() else {
         return Vec::new();
     };
-    readable_under(&ruling.gate, &session.spec.versions, session.suspects.room() > 0)
+    let suspects = session.suspects.room() > 0;
+    #[cfg(feature = "faults")]
+    if session.config.faults.start_while_paused {
+        let gate = Gate {
+            paused: false,
+            ..ruling.gate.clone()
+        };
+        return readable_under(&gate, &session.spec.versions, suspects);
+    }
+    readable_under(&ruling.gate, &session.spec.versions, suspects)
 }
 
 fn readable_under(gate: &Gate, versions: &[switchback_common::Version], suspects: bool) -> Vec<usize> {

@@ -17,6 +17,10 @@ const PAGE: usize = 100;
 
 /// Looks until the session closes.
 pub(crate) async fn run(session: Arc<Session>) {
+    #[cfg(feature = "faults")]
+    if session.config.faults.never_find {
+        return session.closing.cancelled().await;
+    }
     loop {
         let asked = tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY.min(session.config.lease)) => false,

@@ -79,6 +79,10 @@ async fn reap(session: &Session) -> Result<(), StoreError> {
     for (lost, on_record) in suspects {
         let (mut total, mut dead) = (0, 0);
         let mut whole = true;
+        #[cfg(feature = "faults")]
+        if session.config.faults.reap_drops {
+            drop_held(session, &lost, &streams).await?;
+        }
         for stream in &streams {
             loop {
                 match session.sessions.reap(&lost, &session.id, stream).await? {
@@ -104,6 +108,28 @@ async fn reap(session: &Session) -> Result<(), StoreError> {
         }
         if whole && on_record {
             session.sessions.forget(&lost).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Fault for tests: acknowledges what a lost session holds. What is acknowledged is in nobody's hands.
+#[cfg(feature = "faults")]
+async fn drop_held(session: &Session, lost: &SessionId, streams: &[String]) -> Result<(), StoreError> {
+    use switchback_common::store::{
+        claim::own_pending,
+        settle::{Batch, DoneGroup, Settler},
+    };
+    let settler = Settler::new(&session.store, &session.queue, &session.id, streams.to_vec()).await?;
+    for (stream, key) in streams.iter().enumerate() {
+        let pending = own_pending(&session.store, key, lost, None, 100).await?;
+        let entries = pending.into_iter().map(|(id, _)| id).collect();
+        let batch = Batch {
+            done: vec![DoneGroup { stream, entries }],
+            ..Batch::default()
+        };
+        if !batch.done[0].entries.is_empty() {
+            settler.settle(&batch).await?;
         }
     }
     Ok(())

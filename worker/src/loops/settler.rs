@@ -103,6 +103,10 @@ async fn settle(session: &Session, settler: &mut Option<(usize, Settler)>, outco
                 session.pulse.trouble(&error);
                 tracing::warn!(queue.name = %session.queue, %error, batch.len = outcomes.len(), "cannot settle; keeping the outcomes");
                 *settler = None;
+                #[cfg(feature = "faults")]
+                if session.config.faults.drop_outcomes {
+                    return;
+                }
                 tokio::time::sleep(retry.next_wait()).await;
             }
         }
