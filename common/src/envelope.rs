@@ -26,6 +26,8 @@ pub mod field {
     pub const HEADERS: &str = "headers";
     /// A JSON array of [`AttemptError`](super::AttemptError), oldest first; absent = none.
     pub const ERRORS: &str = "errors";
+    /// The time given by the rate of its key: attempts made by then, and when it may start (ms since 1970); absent = none.
+    pub const SLOT: &str = "slot";
     /// Of dead letters: why, the last error, the version, the session, and when (ms since 1970).
     pub const DEAD_REASON: &str = "dead_reason";
     /// See [`DEAD_REASON`].
@@ -88,6 +90,8 @@ pub struct Envelope {
     pub headers: BTreeMap<String, String>,
     /// The failures so far, oldest first.
     pub errors: Vec<AttemptError>,
+    /// The time given by the rate of its key: attempts made by then, and when (ms since 1970).
+    pub slot: Option<(u32, u64)>,
 }
 
 /// An entry that is not a task. Its bytes go to the dead letters as they are.
@@ -135,6 +139,7 @@ impl Envelope {
             enqueued_at_ms: entry.ms,
             headers: BTreeMap::new(),
             errors: Vec::new(),
+            slot: None,
         };
         for (name, value) in fields {
             match name.as_slice() {
@@ -164,6 +169,13 @@ impl Envelope {
                 b"errors" => {
                     envelope.errors = serde_json::from_slice(&value)
                         .map_err(|e| bad(field::ERRORS, format!("is not a list of errors: {e}")))?;
+                }
+                // One that cannot be read is no time: another is given.
+                b"slot" => {
+                    envelope.slot = text(field::SLOT, &value)
+                        .ok()
+                        .and_then(|slot| slot.split_once(' '))
+                        .and_then(|(attempt, due)| Some((attempt.parse().ok()?, due.parse().ok()?)));
                 }
                 _ => {}
             }

@@ -9,6 +9,7 @@ pub mod error;
 pub mod gate;
 pub mod inspect;
 pub mod keyspace;
+pub mod limits;
 pub mod log;
 pub mod push;
 pub mod reply;

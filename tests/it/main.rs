@@ -6,6 +6,7 @@ mod connect;
 mod enqueue;
 mod gate_change;
 mod gate_seal;
+mod limits;
 mod moves;
 mod pool;
 mod queue;

@@ -49,12 +49,19 @@ pub enum Key {
     Versions(Queue),
     /// STRING, PX · per session · exists while the session lives.
     Lease(Queue, SessionId),
-    /// HASH · per queue · session -> JSON of who it is; `<session>:rev`, `:running`, `:reaping` beside it.
+    /// HASH · per queue · session -> JSON of who it is; `<session>:rev`, `:running`, `:open`,
+    /// `:reaping`, `:grant` beside it.
     Sessions(Queue),
     /// STREAM · per queue · attempts (one entry per settle batch) and sessions; trimmed by age and size.
     Log(Queue),
     /// HASH · per queue and minute of Redis's clock · `<version>:<done|retried|dead|…>` counters; TTL 25 h.
     Stats(Queue, u64),
+    /// HASH · per queue · **for people**: `concurrency rate rate_per_key`, see [`crate::limits`].
+    Limits(Queue),
+    /// STRING, PX · per queue with a rate · when its bucket is full again (µs), and the rate it was filled under.
+    Rate(Queue),
+    /// STRING, PX · per task key of a queue with a rate per key · as [`Key::Rate`].
+    KeyRate(Queue, String),
     /// STRING, PX · per idempotent enqueue · the entry id of the first try.
     UniqueId(Queue, String),
     /// SET · per namespace · directory of its queues. The only key outside a queue's slot.
@@ -140,6 +147,8 @@ impl Keyspace {
             Key::Sessions(q) => ("sessions", q),
             Key::Log(q) => ("log", q),
             Key::Stats(q, _) => ("stats", q),
+            Key::Limits(q) => ("limits", q),
+            Key::Rate(q) | Key::KeyRate(q, _) => ("rate", q),
             Key::UniqueId(q, _) => ("unique", q),
             Key::Queues(namespace) => return format!("{prefix}:queues:{{{namespace}}}"),
         };
@@ -150,6 +159,7 @@ impl Keyspace {
             Key::Lane(_, version) => write!(out, ":{version}"),
             Key::Lease(_, session) => write!(out, ":{session}"),
             Key::Stats(_, minute) => write!(out, ":{minute}"),
+            Key::KeyRate(_, key) => write!(out, ":{key}"),
             Key::UniqueId(_, id) => write!(out, ":id:{id}"),
             Key::Stream(_)
             | Key::Head(_)
@@ -163,6 +173,8 @@ impl Keyspace {
             | Key::Versions(_)
             | Key::Sessions(_)
             | Key::Log(_)
+            | Key::Limits(_)
+            | Key::Rate(_)
             | Key::Queues(_) => Ok(()),
         };
         out
@@ -203,6 +215,9 @@ impl Keyspace {
             ("sessions", None) => Key::Sessions(queue),
             ("log", None) => Key::Log(queue),
             ("stats", Some(minute)) => Key::Stats(queue, minute.parse().ok()?),
+            ("limits", None) => Key::Limits(queue),
+            ("rate", None) => Key::Rate(queue),
+            ("rate", Some(key)) => Key::KeyRate(queue, key.to_owned()),
             ("unique", Some(tail)) => Key::UniqueId(queue, tail.strip_prefix("id:")?.to_owned()),
             _ => return None,
         })
@@ -238,6 +253,9 @@ impl Key {
             | Self::Sessions(_)
             | Self::Log(_)
             | Self::Stats(..)
+            | Self::Limits(_)
+            | Self::Rate(_)
+            | Self::KeyRate(..)
             | Self::UniqueId(..)
             | Self::Queues(_) => String::new(),
         }
@@ -261,8 +279,9 @@ impl Key {
             | Self::GateState(_)
             | Self::Versions(_)
             | Self::Sessions(_)
+            | Self::Limits(_)
             | Self::Stats(..) => KeyType::Hash,
-            Self::Lease(..) | Self::UniqueId(..) => KeyType::String,
+            Self::Lease(..) | Self::Rate(_) | Self::KeyRate(..) | Self::UniqueId(..) => KeyType::String,
             Self::Queues(_) => KeyType::Set,
             Self::Delayed(_) => KeyType::Zset,
         }
@@ -285,7 +304,8 @@ mod tests {
                 Key::Stream(q()), Key::High(q()), Key::Low(q()), Key::Head(q()), Key::Suspect(q()), Key::Lane(q(), tail.parse().unwrap()), Key::Delayed(q()),
                 Key::Envelope(q()), Key::Dead(q()), Key::Gate(q()), Key::GateState(q()), Key::History(q()),
                 Key::Versions(q()), Key::Lease(q(), SessionId::from_found(&tail)), Key::Sessions(q()), Key::Log(q()),
-                Key::Stats(q(), minute), Key::UniqueId(q(), tail.clone()), Key::Queues(ns.parse().unwrap()),
+                Key::Stats(q(), minute), Key::UniqueId(q(), tail.clone()), Key::Limits(q()), Key::Rate(q()),
+                Key::KeyRate(q(), format!("{tail}:{{}}:é")), Key::Queues(ns.parse().unwrap()),
             ];
             for key in keys {
                 let text = keyspace.render(&key);

@@ -28,11 +28,15 @@ scripts! {
     JOIN = GATE, include_str!("session/join.lua");
     RENEW = include_str!("session/renew.lua");
     PUBLISH = include_str!("session/publish.lua");
+    OPEN = include_str!("session/open.lua");
     LEAVE = include_str!("session/leave.lua");
     REAP = ENTRY, include_str!("session/reap.lua");
     SETTLE = ENTRY, include_str!("queue/settle.lua");
     PROMOTE = ENTRY, include_str!("queue/promote.lua");
     SWEEP = ENTRY, include_str!("queue/sweep.lua");
+    GRANT = include_str!("limits/grant.lua");
+    RATE = include_str!("limits/rate.lua");
+    KEY_RATES = include_str!("limits/keys.lua");
     ENQUEUE_ONCE = include_str!("queue/enqueue_once.lua");
 }
 

@@ -16,6 +16,7 @@ for i = 4, #KEYS do
 end
 redis.call('DEL', lease)
 if holding > 0 then return { 'holding', holding } end
-redis.call('HDEL', sessions, session, session .. ':rev', session .. ':running', session .. ':reaping')
+redis.call('HDEL', sessions, session, session .. ':rev', session .. ':running', session .. ':open', session .. ':grant',
+  session .. ':reaping')
 redis.call('XADD', log, '*', 'kind', 'left', 'session', session, 'why', ARGV[2])
 return { 'left' }
