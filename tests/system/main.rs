@@ -8,6 +8,7 @@ mod documents;
 mod fixture;
 mod fleet;
 mod footprint;
+mod limits;
 mod producers;
 mod recovery;
 mod retention;

@@ -14,8 +14,10 @@ use switchback_gates::{Decision, Obeyed, decide};
 use tracing::Instrument as _;
 
 use crate::{
+    circuits::Permit,
     handler::{Context, ErrorKind, TaskError},
     outcome::{Message, Outcome, Ran},
+    pace,
     session::Session,
     starts::Refusal,
     streams::HEAD,
@@ -31,6 +33,8 @@ pub(crate) struct Claimed {
     pub(crate) claimed: Moment,
     /// The gate as read after the claim, if it could be read.
     pub(crate) obeyed: Option<Obeyed>,
+    /// The time that the queue's rate gave it, if it has to wait.
+    pub(crate) not_before: Option<Moment>,
 }
 
 const FIRST_RETRY: Duration = Duration::from_millis(5);
@@ -45,8 +49,9 @@ pub(crate) async fn run(session: Arc<Session>, task: Claimed) {
             version,
             obeyed,
             started,
+            permit,
         }) => {
-            let outcome = execute(&session, task, &version, &obeyed, started).await;
+            let outcome = execute(&session, task, &version, &obeyed, started, permit).await;
             session.board.end(&version);
             outcome
         }
@@ -64,17 +69,18 @@ pub(crate) async fn run(session: Arc<Session>, task: Claimed) {
     let _ = session.outcomes.send(Message::Outcome(outcome));
 }
 
-enum Route {
+enum Route<'a> {
     Start {
         version: Version,
         obeyed: Obeyed,
         started: Moment,
+        permit: Permit<'a>,
     },
     Elsewhere(usize),
 }
 
 /// Decides under one gate read, and begins the attempt if it may begin.
-fn route_under(session: &Session, task: &Claimed, read: &Obeyed) -> Result<Route, Refusal> {
+fn route_under<'a>(session: &'a Session, task: &Claimed, read: &Obeyed) -> Result<Route<'a>, Refusal> {
     let gate = &read.ruling.gate;
     match decide(gate, &session.spec.task_type, || task.envelope.routing_key()) {
         // P6: a pause gives the task back as it was.
@@ -82,20 +88,30 @@ fn route_under(session: &Session, task: &Claimed, read: &Obeyed) -> Result<Route
         Decision::Run(version) if !session.spec.handlers.contains_key(version) => {
             Ok(Route::Elsewhere(session.streams.lane(version)))
         }
-        // P3, P4: made here, in the spawned task, right before the handler is first polled.
-        Decision::Run(version) => {
-            let started = session.board.begin(read.ruling.rev, read.sent, version)?;
-            Ok(Route::Start {
-                version: version.clone(),
-                obeyed: read.clone(),
-                started,
-            })
-        }
+        Decision::Run(version) => match session.spec.circuits.ask(version) {
+            // P6: its version fails; it waits in its lane, where others may take it.
+            None => Ok(Route::Elsewhere(session.streams.lane(version))),
+            // P3, P4: made here, in the spawned task, right before the handler is first polled.
+            Some(permit) => {
+                let started = session.board.begin(read.ruling.rev, read.sent, version)?;
+                Ok(Route::Start {
+                    version: version.clone(),
+                    obeyed: read.clone(),
+                    started,
+                    permit,
+                })
+            }
+        },
     }
 }
 
 /// Decides until there is an answer that may be acted on. `None`: the session is lost.
-async fn route(session: &Session, task: &Claimed) -> Option<Route> {
+async fn route<'a>(session: &'a Session, task: &Claimed) -> Option<Route<'a>> {
+    if let Some(at) = task.not_before
+        && !Box::pin(pace::wait_until(session, at)).await
+    {
+        return Some(Route::Elsewhere(HEAD));
+    }
     let refused = match task.obeyed.as_ref().map(|read| route_under(session, task, read)) {
         Some(Ok(route)) => return Some(route),
         Some(Err(refusal)) => Some(refusal),
@@ -106,7 +122,7 @@ async fn route(session: &Session, task: &Claimed) -> Option<Route> {
 }
 
 /// Reads the gate again until the task can be routed.
-async fn route_again(session: &Session, task: &Claimed, mut refused: Option<Refusal>) -> Option<Route> {
+async fn route_again<'a>(session: &'a Session, task: &Claimed, mut refused: Option<Refusal>) -> Option<Route<'a>> {
     let mut after = task.claimed;
     let mut wait = FIRST_RETRY;
     loop {
@@ -150,7 +166,14 @@ async fn route_again(session: &Session, task: &Claimed, mut refused: Option<Refu
     }
 }
 
-async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &Obeyed, started: Moment) -> Outcome {
+async fn execute(
+    session: &Session,
+    task: Claimed,
+    version: &Version,
+    obeyed: &Obeyed,
+    started: Moment,
+    permit: Permit<'_>,
+) -> Outcome {
     let Claimed {
         place,
         entry,
@@ -197,6 +220,7 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
     };
     let error = match end {
         End::Ok => {
+            permit.ended(session, None);
             return Outcome {
                 place,
                 entry,
@@ -217,6 +241,7 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
         }
         End::Failed(error) => error,
     };
+    permit.ended(session, Some(&error));
     let next = match error.kind {
         ErrorKind::Failed => session.spec.retry.next_after(attempt, &envelope.id),
         ErrorKind::RetryAfter(wait) => (attempt < session.spec.retry.max_attempts).then_some(wait.min(CENTURY)),

@@ -50,10 +50,13 @@
 //! - `queue`, `session` — one queue, session after session; what the loops of one session share
 //! - `streams`, `slots`, `plan` — what a session reads; how much it runs at once; how much of which it claims
 //! - `attempt`, `starts`, `reader`, `outcome` — one attempt; the start check (P3, P4); the gate read again; how it ended
+//! - [`breaker`], `circuits`, `pace` — when a version, a queue or a key must wait
 //! - `loops` — one file per duty
 //! - [`examples`] — handlers that `switchback-worker` brings along
 
 mod attempt;
+pub mod breaker;
+mod circuits;
 pub mod config;
 pub mod error;
 pub mod examples;
@@ -62,6 +65,7 @@ pub mod faults;
 pub mod handler;
 mod loops;
 mod outcome;
+mod pace;
 mod plan;
 mod pushes;
 mod queue;
@@ -73,6 +77,7 @@ mod starts;
 mod streams;
 pub mod worker;
 
+pub use breaker::Breaker;
 pub use config::WorkerConfig;
 pub use error::WorkerError;
 #[cfg(feature = "faults")]

@@ -3,6 +3,7 @@
 pub(crate) mod claimer;
 pub(crate) mod finder;
 pub(crate) mod gatekeeper;
+pub(crate) mod limiter;
 pub(crate) mod promoter;
 pub(crate) mod reaper;
 pub(crate) mod renewer;

@@ -19,8 +19,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::WorkerConfig,
-    loops::{claimer, finder, gatekeeper, promoter, reaper, renewer::Renewer, settler, trimmer},
+    loops::{claimer, finder, gatekeeper, limiter, promoter, reaper, renewer::Renewer, settler, trimmer},
     outcome::Message,
+    pace::Pacer,
     pushes::Pushes,
     reader::GateReader,
     registry::QueueSpec,
@@ -56,7 +57,10 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
         };
         let mut loops = JoinSet::new();
         let settler = endings.spawn(settler::run(Arc::clone(&session), messages));
-        let keeper = endings.spawn(gatekeeper::run(Arc::clone(&session)));
+        let keepers = [
+            endings.spawn(gatekeeper::run(Arc::clone(&session))),
+            endings.spawn(limiter::run(Arc::clone(&session))),
+        ];
         for n in 0..CLAIMERS {
             loops.spawn(claimer::run(Arc::clone(&session), n == 0));
         }
@@ -74,7 +78,7 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
             ),
         }
         // A lost session winds down beside its successor; a stopping worker waits for it below.
-        endings.spawn(end(shared.clone(), session, loops, keeper, settler));
+        endings.spawn(end(shared.clone(), session, loops, keepers, settler));
         while endings.try_join_next().is_some() {} // those that are over
     }
     while endings.join_next().await.is_some() {}
@@ -141,6 +145,7 @@ async fn try_begin(
         board,
         streams: Streams::new(&shared.store, queue, &spec.versions),
         slots: Slots::new(spec.concurrency),
+        pacer: Pacer::default(),
         held: Held::default(),
         clock: RedisClock::new(),
         floors: Floors::default(),
@@ -184,7 +189,13 @@ fn record(config: &WorkerConfig, spec: &QueueSpec) -> SessionRecord {
 
 /// Ends a session. The order is the point: nobody claims, then everybody finishes, then all is settled, and only
 /// then does the session say that it is over.
-async fn end(shared: Shared, session: Arc<Session>, mut loops: JoinSet<()>, keeper: AbortHandle, settler: AbortHandle) {
+async fn end(
+    shared: Shared,
+    session: Arc<Session>,
+    mut loops: JoinSet<()>,
+    keepers: [AbortHandle; 2],
+    settler: AbortHandle,
+) {
     session.closing.cancel();
     let finish = async {
         while loops.join_next().await.is_some() {}
@@ -201,7 +212,7 @@ async fn end(shared: Shared, session: Arc<Session>, mut loops: JoinSet<()>, keep
         () = finish => {}
         () = cut_short => {}
     }
-    keeper.abort();
+    keepers.iter().for_each(AbortHandle::abort);
     let _ = session.outcomes.send(Message::Close);
     tokio::select! {
         () = session.settled() => {}

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, marker::PhantomData, time::Duration};
 use switchback_common::{Task, TaskType, Version, envelope::DEFAULT_MAX_PAYLOAD, retry::RetryPolicy};
 
 use crate::{
+    breaker::Breaker,
+    circuits::Circuits,
     error::WorkerError,
     handler::{Context, Handler, TaskError, erase},
 };
@@ -31,6 +33,7 @@ pub(crate) struct RawSpec {
     pub(crate) timeout: Duration,
     pub(crate) retry: RetryPolicy,
     pub(crate) max_payload: usize,
+    pub(crate) breaker: Option<Breaker>,
 }
 
 impl std::fmt::Debug for RawSpec {
@@ -53,6 +56,7 @@ impl<T: Task> TaskSpec<T> {
                 timeout: DEFAULT_TIMEOUT,
                 retry: RetryPolicy::default(),
                 max_payload: DEFAULT_MAX_PAYLOAD,
+                breaker: None,
             },
             task: PhantomData,
         }
@@ -97,6 +101,14 @@ impl<T: Task> TaskSpec<T> {
         self
     }
 
+    /// Stops starting tasks on a version whose attempts fail, instead of burning theirs. Each worker judges for itself,
+    /// version by version. Defaults to never.
+    #[must_use]
+    pub fn breaker(mut self, breaker: Breaker) -> Self {
+        self.raw.breaker = Some(breaker);
+        self
+    }
+
     pub(crate) fn into_raw(self) -> RawSpec {
         self.raw
     }
@@ -112,6 +124,8 @@ pub(crate) struct QueueSpec {
     pub(crate) timeout: Duration,
     pub(crate) retry: RetryPolicy,
     pub(crate) max_payload: usize,
+    /// Outlive sessions, as the versions they judge do.
+    pub(crate) circuits: Circuits,
 }
 
 impl std::fmt::Debug for QueueSpec {
@@ -143,6 +157,9 @@ pub(crate) fn check(specs: Vec<RawSpec>) -> Result<Vec<QueueSpec>, WorkerError> 
                 concurrency: raw.concurrency,
             });
         }
+        if let Some(problem) = raw.breaker.as_ref().and_then(Breaker::problem) {
+            return Err(WorkerError::BadSetting(format!("{task_type}: {problem}")));
+        }
         let mut versions = Vec::new();
         let mut handlers = BTreeMap::new();
         for (name, handler) in raw.versions {
@@ -153,6 +170,7 @@ pub(crate) fn check(specs: Vec<RawSpec>) -> Result<Vec<QueueSpec>, WorkerError> 
             versions.push(version);
         }
         out.push(QueueSpec {
+            circuits: Circuits::new(raw.breaker, &versions),
             task_type,
             versions,
             handlers,

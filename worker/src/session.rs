@@ -15,8 +15,8 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    config::WorkerConfig, outcome::Message, reader::GateReader, registry::QueueSpec, slots::Slots, starts::StartBoard,
-    streams::Streams,
+    config::WorkerConfig, outcome::Message, pace::Pacer, reader::GateReader, registry::QueueSpec, slots::Slots,
+    starts::StartBoard, streams::Streams,
 };
 
 const COMPLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -95,6 +95,7 @@ pub(crate) struct Session {
     pub(crate) board: StartBoard,
     pub(crate) streams: Streams,
     pub(crate) slots: Slots,
+    pub(crate) pacer: Pacer,
     pub(crate) held: Held,
     pub(crate) clock: RedisClock,
     pub(crate) floors: Floors,

@@ -21,6 +21,7 @@ use tokio::sync::futures::Notified;
 use crate::{
     attempt::{self, Claimed, dead_fields},
     outcome::{Message, Outcome},
+    pace::{self, Starts},
     plan::Plan,
     session::Session,
     slots::Reserved,
@@ -90,11 +91,14 @@ async fn claim_until_broken(
             return Ok(());
         }
         let changed = session.ruling_changed.notified();
+        let turned = session.spec.circuits.turned.notified();
         let places = readable(session);
         if places.is_empty() {
             // Paused, no gate, or nothing routed to a version of ours: tasks stay where they are (P6).
             tokio::select! {
                 () = changed => {}
+                () = turned => {}
+                () = probe(session) => {}
                 () = session.closing.cancelled() => {}
             }
             continue;
@@ -112,13 +116,21 @@ async fn claim_until_broken(
         if slots.count() == 0 {
             continue;
         }
+        let Some(mut slots) = pace::before_claim(session, slots, idle).await else {
+            continue;
+        };
+        slots.shrink(most(session));
+        if slots.count() == 0 {
+            continue;
+        }
         let sent = Moment::now();
         session.claim_sent(sent);
         let (asked, claimed) = if idle {
             let claimed = wait(session, claimer, client_id, &places, slots.count(), changed).await;
             (places.len(), claimed)
         } else {
-            let wants = plan.split(&places, slots.count());
+            let mut wants = plan.split(&places, slots.count());
+            session.spec.circuits.trim(&mut wants);
             (wants.len(), claim_now(session, claimer, &wants).await)
         };
         let claimed = claimed.inspect_err(|_| session.claim_returned(sent))?;
@@ -184,7 +196,7 @@ async fn wait(
         true => Some(claimer.look().await?),
         false => None,
     };
-    // With fewer slots than streams one may come too many; `dispatch` gives it back.
+    // With fewer slots than streams one may come too many; `begin` gives it back.
     let count = (free / places.len()).max(1);
     let waiting = claimer.wait(places, count, BLOCK);
     tokio::pin!(waiting);
@@ -217,11 +229,28 @@ async fn wait(
 }
 
 /// The streams whose tasks the gate can route to a version we have.
-fn readable(session: &Session) -> Vec<usize> {
+pub(crate) fn readable(session: &Session) -> Vec<usize> {
     let Some(ruling) = session.view.newest() else {
         return Vec::new();
     };
-    readable_under(&ruling.gate, &session.spec.versions)
+    let places = readable_under(&ruling.gate, &session.spec.versions);
+    session.spec.circuits.readable(places, &ruling.gate)
+}
+
+/// The most that the circuits let us claim at once.
+fn most(session: &Session) -> usize {
+    session
+        .view
+        .newest()
+        .map_or(0, |ruling| session.spec.circuits.most(&ruling.gate))
+}
+
+/// Passes when a circuit may be probed.
+async fn probe(session: &Session) {
+    match session.spec.circuits.probe_at() {
+        Some(at) => tokio::time::sleep(at.since(Moment::now())).await,
+        None => std::future::pending().await,
+    }
 }
 
 fn readable_under(gate: &Gate, versions: &[switchback_common::Version]) -> Vec<usize> {
@@ -260,6 +289,8 @@ pub(crate) async fn take(session: &Arc<Session>, claim: Claim, mut slots: Reserv
     if count == 0 {
         return;
     }
+    let mut starts = pace::after_claim(session, count.min(slots.count())).await;
+    let mut keyed = Vec::new();
     for (place, entries) in claim.entries {
         let fresh = session.held.add(entries.iter().map(|e| (place, e.id)));
         session.slots.claimed(fresh.iter().filter(|fresh| **fresh).count());
@@ -271,10 +302,33 @@ pub(crate) async fn take(session: &Arc<Session>, claim: Claim, mut slots: Reserv
         }
         for (entry, fresh) in entries.into_iter().zip(fresh) {
             // Else found again while it was being settled: it is in good hands.
-            if fresh {
-                dispatch(session, &mut slots, (place, &stream), entry, claimed, obeyed.clone());
+            if !fresh {
+                continue;
+            }
+            let Some(task) = unpack(session, (place, &stream), entry, claimed, obeyed.clone()) else {
+                continue;
+            };
+            match session.pacer.by_key(session, &task) {
+                true => keyed.push(task),
+                false => begin(session, &mut slots, &mut starts, task),
             }
         }
+    }
+    if !keyed.is_empty() {
+        for task in pace::by_key(session, keyed).await {
+            begin(session, &mut slots, &mut starts, task);
+        }
+    }
+}
+
+/// Begins an attempt, or gives the task back if there is no slot for it.
+fn begin(session: &Arc<Session>, slots: &mut Reserved<'_>, starts: &mut Option<Starts>, mut task: Claimed) {
+    if slots.fill() {
+        task.not_before = starts.as_mut().and_then(Starts::spend);
+        session.attempts.spawn(attempt::run(Arc::clone(session), task));
+    } else {
+        // P6: one too many; back in line, ahead of the others.
+        let _ = session.outcomes.send(Message::Outcome(attempt::moved(&task, HEAD)));
     }
 }
 
@@ -286,39 +340,32 @@ fn note_ruling(session: &Session, obeyed: &Obeyed) {
     }
 }
 
-fn dispatch(
-    session: &Arc<Session>,
-    slots: &mut Reserved<'_>,
+/// Makes a task of an entry; one that is none is on its way to where it belongs.
+fn unpack(
+    session: &Session,
     (place, info): (usize, &StreamInfo),
     entry: Entry,
     claimed: Moment,
     obeyed: Option<Obeyed>,
-) {
+) -> Option<Claimed> {
     let Some(fields) = entry.fields else {
         // Pending, but deleted by somebody: there is nothing left to run. Acknowledge it.
         tracing::error!(queue.name = %session.queue, entry = %entry.id, "a claimed entry was deleted by somebody; nothing to run");
         finish_unrun(session, place, entry.id, 0, None);
-        return;
+        return None;
     };
     let bytes = fields.iter().map(|(name, value)| name.len() + value.len()).sum();
     let has_id = fields.iter().any(|(name, _)| name == field::ID.as_bytes());
     match Envelope::decode(info.salt, entry.id, fields, session.spec.max_payload) {
-        Ok(envelope) => {
-            let task = Claimed {
-                place,
-                entry: entry.id,
-                bytes,
-                envelope,
-                claimed,
-                obeyed,
-            };
-            if slots.fill() {
-                session.attempts.spawn(attempt::run(Arc::clone(session), task));
-            } else {
-                // P6: one too many; back in line, ahead of the others.
-                let _ = session.outcomes.send(Message::Outcome(attempt::moved(&task, HEAD)));
-            }
-        }
+        Ok(envelope) => Some(Claimed {
+            place,
+            entry: entry.id,
+            bytes,
+            envelope,
+            claimed,
+            obeyed,
+            not_before: None,
+        }),
         Err(malformed) => {
             // Set aside with its bytes: Redis copies the entry as it is.
             tracing::error!(queue.name = %session.queue, entry = %entry.id, "malformed task is a dead letter: {malformed}");
@@ -327,6 +374,7 @@ fn dispatch(
                 fields.push((field::ID, TaskId::of_entry(info.salt, entry.id).to_string()));
             }
             finish_unrun(session, place, entry.id, bytes, Some((Fate::Dead, fields)));
+            None
         }
     }
 }
