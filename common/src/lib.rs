@@ -8,7 +8,7 @@
 //! - [`name`], [`id`] — how things are called
 //! - [`task`], [`envelope`] — what a stream entry says
 //! - [`retry`] — when a failure is tried again
-//! - [`limits`] — how much of a queue runs, and how often it starts
+//! - [`throttle`] — how much of a queue runs, and how often it starts
 //! - [`clock`] — how ages are measured on one machine
 //! - [`config`], [`telemetry`] — what every binary reads and writes
 //! - [`store`] — the whole Redis footprint
@@ -17,12 +17,12 @@ pub mod clock;
 pub mod config;
 pub mod envelope;
 pub mod id;
-pub mod limits;
 pub mod name;
 pub mod retry;
 pub mod store;
 pub mod task;
 pub mod telemetry;
+pub mod throttle;
 
 pub use id::{SessionId, StreamId, TaskId};
 pub use name::{Namespace, Queue, TaskType, Version};

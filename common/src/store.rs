@@ -9,13 +9,13 @@ pub mod error;
 pub mod gate;
 pub mod inspect;
 pub mod keyspace;
-pub mod limits;
 pub mod log;
 pub mod push;
 pub mod reply;
 mod script;
 pub mod session;
 pub mod settle;
+pub mod throttle;
 
 /// The consumer group of every stream.
 pub const GROUP: &str = "workers";

@@ -3,9 +3,9 @@
 pub(crate) mod claimer;
 pub(crate) mod finder;
 pub(crate) mod gatekeeper;
-pub(crate) mod limiter;
 pub(crate) mod promoter;
 pub(crate) mod reaper;
 pub(crate) mod renewer;
 pub(crate) mod settler;
+pub(crate) mod throttler;
 pub(crate) mod trimmer;

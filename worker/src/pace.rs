@@ -16,8 +16,8 @@ use std::{
 use switchback_common::{
     clock::Moment,
     envelope::field,
-    limits::{Limits, Rate},
-    store::{limits, settle::Fate},
+    store::{settle::Fate, throttle},
+    throttle::{Rate, Throttle},
 };
 
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
     streams::HEAD,
 };
 
-/// Limits are looked at this often: a longer wait may be one for a rate that has changed.
+/// Throttle are looked at this often: a longer wait may be one for a rate that has changed.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(100);
 /// How late a task of a limited key may come and still start on the time it was given.
@@ -40,17 +40,17 @@ pub(crate) struct Pacer {
     /// Whether there is a rate; read per claim, without a lock.
     limited: AtomicBool,
     keyed: AtomicBool,
-    limits: Mutex<Limits>,
+    limits: Mutex<Throttle>,
 }
 
 impl Pacer {
-    pub(crate) fn set(&self, limits: Limits) {
+    pub(crate) fn set(&self, limits: Throttle) {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
         self.limited.store(limits.rate.is_some(), Ordering::Release);
         self.keyed.store(limits.rate_per_key.is_some(), Ordering::Release);
     }
 
-    fn limits(&self) -> Limits {
+    fn limits(&self) -> Throttle {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -100,7 +100,7 @@ pub(crate) async fn before_claim<'a>(session: &Session, mut slots: Reserved<'a>,
         // What is left when a task comes is not known now: a single one waits for its time, if it has to.
         slots.shrink(1);
     }
-    let wait = match limits::pace(&session.store, &session.queue, rate, 0).await {
+    let wait = match throttle::pace(&session.store, &session.queue, rate, 0).await {
         Ok(paced) if paced.now > 0 => {
             slots.shrink(paced.now);
             return Some(slots);
@@ -124,7 +124,7 @@ pub(crate) async fn after_claim(session: &Session, count: usize) -> Option<Start
     let rate = session.pacer.rate()?;
     let every = Duration::from_nanos(rate.interval_ns());
     loop {
-        match limits::pace(&session.store, &session.queue, rate, count).await {
+        match throttle::pace(&session.store, &session.queue, rate, count).await {
             Ok(paced) => {
                 return Some(Starts {
                     now: paced.now,
@@ -172,7 +172,7 @@ pub(crate) async fn by_key(session: &Session, tasks: Vec<Claimed>) -> Vec<Claime
     };
     let keys: Vec<&str> = tasks.iter().filter_map(|t| t.envelope.key.as_deref()).collect();
     let (waits, now_ms) = loop {
-        match limits::pace_keys(&session.store, &session.queue, rate, &keys).await {
+        match throttle::pace_keys(&session.store, &session.queue, rate, &keys).await {
             Ok(paced) => break paced,
             Err(error) => {
                 tracing::debug!(queue.name = %session.queue, %error, "cannot ask the rate of keys; claimed tasks wait");

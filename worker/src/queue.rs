@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::WorkerConfig,
-    loops::{claimer, finder, gatekeeper, limiter, promoter, reaper, renewer::Renewer, settler, trimmer},
+    loops::{claimer, finder, gatekeeper, promoter, reaper, renewer::Renewer, settler, throttler, trimmer},
     outcome::Message,
     pace::Pacer,
     pushes::Pushes,
@@ -59,7 +59,7 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
         let settler = endings.spawn(settler::run(Arc::clone(&session), messages));
         let keepers = [
             endings.spawn(gatekeeper::run(Arc::clone(&session))),
-            endings.spawn(limiter::run(Arc::clone(&session))),
+            endings.spawn(throttler::run(Arc::clone(&session))),
         ];
         for n in 0..CLAIMERS {
             loops.spawn(claimer::run(Arc::clone(&session), n == 0));

@@ -56,7 +56,7 @@ pub enum Key {
     Log(Queue),
     /// HASH · per queue and minute of Redis's clock · `<version>:<done|retried|dead|…>` counters; TTL 25 h.
     Stats(Queue, u64),
-    /// HASH · per queue · **for people**: `concurrency rate rate_per_key`, see [`crate::limits`].
+    /// HASH · per queue · **for people**: `concurrency rate rate_per_key`, see [`crate::throttle`].
     Limits(Queue),
     /// STRING, PX · per queue with a rate · when its bucket is full again (µs), and the rate it was filled under.
     Rate(Queue),

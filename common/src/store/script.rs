@@ -34,9 +34,9 @@ scripts! {
     SETTLE = ENTRY, include_str!("queue/settle.lua");
     PROMOTE = ENTRY, include_str!("queue/promote.lua");
     SWEEP = ENTRY, include_str!("queue/sweep.lua");
-    GRANT = include_str!("limits/grant.lua");
-    RATE = include_str!("limits/rate.lua");
-    KEY_RATES = include_str!("limits/keys.lua");
+    GRANT = include_str!("throttle/grant.lua");
+    RATE = include_str!("throttle/rate.lua");
+    KEY_RATES = include_str!("throttle/keys.lua");
     ENQUEUE_ONCE = include_str!("queue/enqueue_once.lua");
 }
 

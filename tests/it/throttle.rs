@@ -4,19 +4,19 @@ use std::{collections::BTreeMap, time::Duration};
 
 use switchback_common::{
     SessionId,
-    limits::Rate,
     store::{
         inspect,
         keyspace::Key,
-        limits::{self, Ask, Granted, pace, pace_keys},
         session::Lives,
+        throttle::{self, Ask, Granted, pace, pace_keys},
     },
+    throttle::Rate,
 };
 use switchback_tests::{eventually, patience};
 
 use crate::queue::TestQueue;
 
-/// A session as its limiter sees it.
+/// A session as its throttler sees it.
 struct Member {
     id: SessionId,
     call: u64,
@@ -50,7 +50,7 @@ impl Member {
             ceiling,
         };
         let stream = q.key(Key::Stream);
-        let granted = limits::grant(&q.store, &q.queue, &self.id, ask, &[stream])
+        let granted = throttle::grant(&q.store, &q.queue, &self.id, ask, &[stream])
             .await
             .unwrap();
         if let Granted::Cap(cap) = granted {
@@ -219,7 +219,7 @@ async fn a_call_that_comes_late_changes_nothing() {
         ceiling: 0,
     };
     let stream = [q.key(Key::Stream)];
-    let granted = limits::grant(&q.store, &q.queue, &a.id, late, &stream).await.unwrap();
+    let granted = throttle::grant(&q.store, &q.queue, &a.id, late, &stream).await.unwrap();
     assert_eq!(granted, Granted::Late);
     assert_eq!(b.ask(&q, 4, 4).await, Granted::Cap(0));
 }

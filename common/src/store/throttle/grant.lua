@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- limits/grant.lua — how many tasks a session may run at once, so that the fleet keeps to its limit.
+-- throttle/grant.lua — how many tasks a session may run at once, so that the fleet keeps to its limit.
 -- KEYS  1 sessions  2.. streams the session reads now
 -- ARGV  1 session  2 number of the call  3 limit of the fleet  4 held: the most it may run now  5 of these, running
 --       6 ceiling: the most it would run; 0 = it wants none

@@ -1,4 +1,4 @@
-//! Limits over a fleet: how much runs at once, how often tasks start, and versions that are held because they fail.
+//! Throttle over a fleet: how much runs at once, how often tasks start, and versions that are held because they fail.
 
 use std::{
     sync::{

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- limits/keys.lua — give each task of a batch its time to start, by the rate of its key.
+-- throttle/keys.lua — give each task of a batch its time to start, by the rate of its key.
 -- KEYS  one rate per task, in the order of the tasks; the same key may come again
 -- ARGV  1 rate as text  2 ns between two starts  3 burst
 -- Reply {'paced', ms to wait per task…, now in ms}; 0 = now

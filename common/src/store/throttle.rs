@@ -1,4 +1,4 @@
-//! Limits in Redis: what is set, grants of a fleet's concurrency, and rates.
+//! Throttle in Redis: what is set, grants of a fleet's concurrency, and rates.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use super::{connect::Store, error::StoreError, keyspace::Key, reply, script};
 use crate::{
     envelope::Fields,
     id::SessionId,
-    limits::{InvalidLimit, Limits, Rate},
     name::Queue,
+    throttle::{InvalidThrottle, Rate, Throttle},
 };
 
 /// The limits of a queue, field by field, as they were found.
@@ -26,19 +26,19 @@ pub async fn read(store: &Store, queue: &Queue) -> Result<Fields, StoreError> {
 
 /// Makes sense of what [`read`] found. A field that cannot be obeyed keeps the value it has in `last`, and is reported.
 #[must_use]
-pub fn parse(fields: &Fields, last: &Limits) -> (Limits, Vec<InvalidLimit>) {
-    let mut limits = Limits::default();
+pub fn parse(fields: &Fields, last: &Throttle) -> (Throttle, Vec<InvalidThrottle>) {
+    let mut limits = Throttle::default();
     let mut invalid = Vec::new();
     for (name, value) in fields {
         let name = String::from_utf8_lossy(name);
-        match Limits::parse_field(&name, &String::from_utf8_lossy(value)) {
+        match Throttle::parse_field(&name, &String::from_utf8_lossy(value)) {
             Ok(Some(limit)) => limits.set(limit),
             Ok(None) => {}
             Err(error) => {
                 invalid.push(error);
                 match &*name {
-                    crate::limits::field::CONCURRENCY => limits.concurrency = last.concurrency,
-                    crate::limits::field::RATE => limits.rate = last.rate,
+                    crate::throttle::field::CONCURRENCY => limits.concurrency = last.concurrency,
+                    crate::throttle::field::RATE => limits.rate = last.rate,
                     _ => limits.rate_per_key = last.rate_per_key,
                 }
             }

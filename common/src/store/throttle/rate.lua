@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- limits/rate.lua — take starts from the rate of a queue (GCRA: one number says when the bucket is full again).
+-- throttle/rate.lua — take starts from the rate of a queue (GCRA: one number says when the bucket is full again).
 -- KEYS  1 rate
 -- ARGV  1 rate as text  2 ns between two starts  3 burst  4 starts to take: those that cannot begin now have their times in
 --       the future; 0 = only look

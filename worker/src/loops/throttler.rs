@@ -1,15 +1,15 @@
-//! The limiter: looks at the queue's limits, asks for this session's part of the fleet's concurrency, and says which
+//! The throttler: looks at the queue's limits, asks for this session's part of the fleet's concurrency, and says which
 //! versions are held by their circuit breakers.
 
 use std::{sync::Arc, time::Duration};
 
 use switchback_common::{
     StoreError,
-    limits::{InvalidLimit, Limits},
     store::{
-        limits::{self, Ask, Granted},
         session::Lives,
+        throttle::{self, Ask, Granted},
     },
+    throttle::{InvalidThrottle, Throttle},
 };
 
 use crate::{loops::claimer, session::Session};
@@ -20,22 +20,22 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const EXCHANGE_EVERY: Duration = Duration::from_millis(250);
 
 #[derive(Default)]
-struct Limiter {
-    limits: Limits,
+struct Throttler {
+    limits: Throttle,
     call: u64,
-    invalid: Vec<InvalidLimit>,
+    invalid: Vec<InvalidThrottle>,
     open: String,
 }
 
 /// Looks until the session is over: while it only finishes what it runs, it gives back grant after grant.
 pub(crate) async fn run(session: Arc<Session>) {
-    let mut limiter = Limiter::default();
+    let mut throttler = Throttler::default();
     while !session.board.is_lost() {
-        if let Err(error) = limiter.look(&session).await {
+        if let Err(error) = throttler.look(&session).await {
             // The cap stays as it is; a session that has just begun starts nothing before it knows the limits.
             tracing::debug!(queue.name = %session.queue, %error, "cannot look at the queue's limits");
         }
-        let wait = match limiter.limits.concurrency {
+        let wait = match throttler.limits.concurrency {
             Some(_) => EXCHANGE_EVERY,
             None => LOOK_EVERY,
         };
@@ -47,10 +47,10 @@ pub(crate) async fn run(session: Arc<Session>) {
     }
 }
 
-impl Limiter {
+impl Throttler {
     async fn look(&mut self, session: &Session) -> Result<(), StoreError> {
-        let fields = limits::read(&session.store, &session.queue).await?;
-        let (found, invalid) = limits::parse(&fields, &self.limits);
+        let fields = throttle::read(&session.store, &session.queue).await?;
+        let (found, invalid) = throttle::parse(&fields, &self.limits);
         if invalid != self.invalid {
             for error in &invalid {
                 tracing::error!(queue.name = %session.queue, "a limit is not obeyed, the last valid one is: {error}");
@@ -91,7 +91,7 @@ impl Limiter {
                 running,
                 ceiling,
             };
-            match limits::grant(&session.store, &session.queue, &session.id, ask, &streams).await? {
+            match throttle::grant(&session.store, &session.queue, &session.id, ask, &streams).await? {
                 Granted::Cap(cap) => session.slots.set_cap(cap),
                 Granted::Late => {}
                 Granted::Lost => session.lose(),

@@ -93,10 +93,10 @@ impl fmt::Display for Rate {
 }
 
 impl FromStr for Rate {
-    type Err = InvalidLimit;
+    type Err = InvalidThrottle;
 
-    fn from_str(text: &str) -> Result<Self, InvalidLimit> {
-        let invalid = || InvalidLimit::Rate {
+    fn from_str(text: &str) -> Result<Self, InvalidThrottle> {
+        let invalid = || InvalidThrottle::Rate {
             text: crate::envelope::clip(text, 60).to_owned(),
         };
         let (count, rest) = text.split_once('/').ok_or_else(invalid)?;
@@ -140,7 +140,7 @@ impl fmt::Display for Limit {
 
 /// What workers keep to. `Default`: nothing is limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Limits {
+pub struct Throttle {
     /// Tasks at once in the whole fleet.
     pub concurrency: Option<u32>,
     /// Starts, all together.
@@ -149,16 +149,16 @@ pub struct Limits {
     pub rate_per_key: Option<Rate>,
 }
 
-impl Limits {
+impl Throttle {
     /// Reads one field of the hash. `Ok(None)`: a field that is none of these.
     ///
     /// # Errors
     /// What is wrong with the value, and what a valid one looks like.
-    pub fn parse_field(name: &str, value: &str) -> Result<Option<Limit>, InvalidLimit> {
+    pub fn parse_field(name: &str, value: &str) -> Result<Option<Limit>, InvalidThrottle> {
         Ok(Some(match name {
             field::CONCURRENCY => {
                 let tasks = whole(value, MAX_FLEET_CONCURRENCY);
-                Limit::Concurrency(tasks.ok_or_else(|| InvalidLimit::Concurrency {
+                Limit::Concurrency(tasks.ok_or_else(|| InvalidThrottle::Concurrency {
                     text: crate::envelope::clip(value, 60).to_owned(),
                 })?)
             }
@@ -180,7 +180,7 @@ impl Limits {
 
 /// A limit that cannot be obeyed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidLimit {
+pub enum InvalidThrottle {
     /// A concurrency that is none.
     #[error(
         "{text:?} is no concurrency: write a whole number from 1 to {MAX_FLEET_CONCURRENCY}; to start nothing, pause the gate"
@@ -233,14 +233,14 @@ mod tests {
             "99999999999/s",
             " 1/s",
         ] {
-            let error = Limits::parse_field("rate", text).unwrap_err().to_string();
+            let error = Throttle::parse_field("rate", text).unwrap_err().to_string();
             assert!(error.contains("100/s"), "{error}");
         }
         for text in ["", "0", "-1", "+1", "1e3", "1000001", "many"] {
-            let error = Limits::parse_field("concurrency", text).unwrap_err().to_string();
+            let error = Throttle::parse_field("concurrency", text).unwrap_err().to_string();
             assert!(error.contains("whole number"), "{error}");
         }
-        assert_eq!(Limits::parse_field("waiting", "x"), Ok(None), "somebody else's");
+        assert_eq!(Throttle::parse_field("waiting", "x"), Ok(None), "somebody else's");
     }
 
     proptest! {
@@ -254,7 +254,7 @@ mod tests {
 
         #[test]
         fn no_text_panics(name in "(concurrency|rate|rate_per_key)", text in "\\PC{0,80}") {
-            let _ = Limits::parse_field(&name, &text);
+            let _ = Throttle::parse_field(&name, &text);
         }
     }
 }
