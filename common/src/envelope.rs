@@ -38,6 +38,8 @@ pub mod field {
     pub const SNOOZES: &str = "snoozes";
     /// The format of the entry; absent = 1. A worker that does not know it leaves the task to one that does.
     pub const FORMAT: &str = "format";
+    /// The time given by the rate of its key: attempts made by then, and when it may start (ms since 1970); absent = none.
+    pub const SLOT: &str = "slot";
     /// Of dead letters: why, the last error, the version, the session, and when (ms since 1970).
     pub const DEAD_REASON: &str = "dead_reason";
     /// See [`DEAD_REASON`].
@@ -110,6 +112,8 @@ pub struct Envelope {
     pub headers: BTreeMap<String, String>,
     /// The failures so far, oldest first.
     pub errors: Vec<AttemptError>,
+    /// The time given by the rate of its key: attempts made by then, and when (ms since 1970).
+    pub slot: Option<(u32, u64)>,
 }
 
 /// An entry that is not a task. Its bytes go to the dead letters as they are.
@@ -178,6 +182,7 @@ impl Envelope {
             snoozes: 0,
             headers: BTreeMap::new(),
             errors: Vec::new(),
+            slot: None,
         };
         for (name, value) in fields {
             match name.as_slice() {
@@ -210,6 +215,13 @@ impl Envelope {
                 b"errors" => {
                     envelope.errors = serde_json::from_slice(&value)
                         .map_err(|e| bad(field::ERRORS, format!("is not a list of errors: {e}")))?;
+                }
+                // One that cannot be read is no time: another is given.
+                b"slot" => {
+                    envelope.slot = text(field::SLOT, &value)
+                        .ok()
+                        .and_then(|slot| slot.split_once(' '))
+                        .and_then(|(attempt, due)| Some((attempt.parse().ok()?, due.parse().ok()?)));
                 }
                 _ => {}
             }

@@ -8,6 +8,7 @@
 //! - [`name`], [`id`] — how things are called
 //! - [`task`], [`envelope`] — what a stream entry says
 //! - [`retry`], [`priority`], [`schedule`] — when a failure is tried again; what comes first; when a periodic task is due
+//! - [`throttle`] — how much of a queue runs, and how often it starts
 //! - [`clock`] — how ages are measured on one machine
 //! - [`config`], [`telemetry`] — what every binary reads and writes
 //! - [`store`] — the whole Redis footprint
@@ -23,6 +24,7 @@ pub mod schedule;
 pub mod store;
 pub mod task;
 pub mod telemetry;
+pub mod throttle;
 
 pub use id::{SessionId, StreamId, TaskId};
 pub use name::{Namespace, Queue, TaskType, Version};

@@ -21,6 +21,7 @@ pub mod schedule;
 mod script;
 pub mod session;
 pub mod settle;
+pub mod throttle;
 
 /// The consumer group of every stream.
 pub const GROUP: &str = "workers";

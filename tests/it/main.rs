@@ -17,3 +17,4 @@ mod schedules;
 mod sessions;
 mod settle;
 mod suspects;
+mod throttle;

@@ -172,6 +172,10 @@ async fn what_cannot_be_configured_ends_with_2() {
         ("concurrency = 0", "concurrency 0"),
         ("lease_ms = 1", "lease"),
         ("start_ttl_ms = 9000", "start_ttl"),
+        (
+            "breaker = { failures = 2.0, samples = 1, window_s = 1, open_s = 1 }",
+            "share of failures",
+        ),
     ] {
         let pool = format!("handlers = [\"index_document@v1\"]\n{pool}");
         let (code, line) = refused(|dir| file("shelf", NOWHERE, &pool, dir)).await;

@@ -26,6 +26,12 @@ async fn every_key_is_in_the_catalogue() {
     let mut fixture = Fixture::new().await;
     let (_one, seen) = fixture.simple(&["v1", "v2"]).await;
     fixture.set(&[("candidate", "v2"), ("percent", "50")]).await;
+    fixture
+        .raw(&["HSET", "sb:limits:{test:job}", "concurrency", "50", "rate", "1000/s"])
+        .await;
+    fixture
+        .raw(&["HSET", "sb:limits:{test:job}", "rate_per_key", "1000/s"])
+        .await;
     fixture.enqueue(0..50).await;
     fixture.enqueue_one(50, "reject").await;
     fixture
@@ -83,6 +89,8 @@ async fn every_key_is_in_the_catalogue() {
                 "stats",
                 "schedules",
                 "unique",
+                "limits",
+                "rate",
                 "queues",
             ];
             let missing: Vec<_> = expected

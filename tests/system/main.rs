@@ -16,4 +16,5 @@ mod recovery;
 mod retention;
 mod rolling;
 mod schedules;
+mod throttle;
 mod traces;

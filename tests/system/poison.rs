@@ -105,18 +105,19 @@ impl Pool {
         let text = std::fs::read_to_string(self.file(file)).unwrap_or_default();
         let number = |part: Option<&str>| part.unwrap().parse().unwrap();
         text.lines()
-            .map(|line| {
+            .filter_map(|line| {
                 let mut parts = line.split(' ');
-                match parts.next() {
-                    Some("start") => Line::Start {
+                Some(match parts.next()? {
+                    "start" => Line::Start {
                         n: number(parts.next()),
                         attempt: number(parts.nth(2)).try_into().unwrap(),
                         recovered: number(parts.nth(2)).try_into().unwrap(),
                     },
-                    _ => Line::End {
+                    "end" => Line::End {
                         n: number(parts.next()),
                     },
-                }
+                    _ => return None,
+                })
             })
             .collect()
     }

@@ -17,8 +17,10 @@ use tokio::sync::RwLockReadGuard;
 use tracing::Instrument as _;
 
 use crate::{
+    circuits::Permit,
     handler::{Context, ErrorKind, TaskError},
     outcome::{Message, Outcome, Ran},
+    pace,
     session::Session,
     starts::Refusal,
     suspects::{self, Barred, Pass, back},
@@ -34,6 +36,8 @@ pub(crate) struct Claimed {
     pub(crate) claimed: Moment,
     /// The gate as read after the claim, if it could be read.
     pub(crate) obeyed: Option<Obeyed>,
+    /// The time that the queue's rate gave it, if it has to wait.
+    pub(crate) not_before: Option<Moment>,
 }
 
 const RETRY: Backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(500));
@@ -70,8 +74,9 @@ pub(crate) async fn run(session: Arc<Session>, task: Claimed) {
             obeyed,
             started,
             beside,
+            permit,
         }) => {
-            let outcome = execute(&session, task, &version, &obeyed, started).await;
+            let outcome = execute(&session, task, &version, &obeyed, started, permit).await;
             session.board.end(&version);
             drop(beside);
             outcome
@@ -101,6 +106,7 @@ enum Route<'a> {
         started: Moment,
         /// Its place beside others; `None` if it runs alone.
         beside: Option<RwLockReadGuard<'a, ()>>,
+        permit: Permit<'a>,
     },
     Elsewhere(usize),
     Expired,
@@ -123,20 +129,25 @@ fn route_under<'a>(session: &'a Session, task: &Claimed, alone: bool, read: &Obe
         Decision::Run(version) if !session.spec.handlers.contains_key(version) => {
             Ok(Route::Elsewhere(session.streams.lane(version)))
         }
-        // P3, P4: made here, in the spawned task, right before the handler is first polled.
-        Decision::Run(version) => {
-            let beside = match alone {
-                true => None,
-                false => Some(session.company.beside().ok_or(Refusal::Alone)?),
-            };
-            let started = session.board.begin(read.ruling.rev, read.sent, version)?;
-            Ok(Route::Start {
-                version: version.clone(),
-                obeyed: read.clone(),
-                started,
-                beside,
-            })
-        }
+        Decision::Run(version) => match session.spec.circuits.ask(version) {
+            // P6: its version fails; it waits in its lane, where others may take it.
+            None => Ok(Route::Elsewhere(session.streams.lane(version))),
+            // P3, P4: made here, in the spawned task, right before the handler is first polled.
+            Some(permit) => {
+                let beside = match alone {
+                    true => None,
+                    false => Some(session.company.beside().ok_or(Refusal::Alone)?),
+                };
+                let started = session.board.begin(read.ruling.rev, read.sent, version)?;
+                Ok(Route::Start {
+                    version: version.clone(),
+                    obeyed: read.clone(),
+                    started,
+                    beside,
+                    permit,
+                })
+            }
+        },
     }
 }
 
@@ -156,6 +167,11 @@ fn misroute<'a>(session: &'a Session, task: &Claimed, gate: &'a Gate, decision: 
 /// Decides until there is an answer that may be acted on. `None`: the session is lost.
 async fn route<'a>(session: &'a Session, task: &Claimed, pass: Option<&Pass<'_>>) -> Option<Route<'a>> {
     let alone = pass.is_some_and(Pass::is_alone);
+    if let Some(at) = task.not_before
+        && !Box::pin(pace::wait_until(session, at)).await
+    {
+        return Some(Route::Elsewhere(back(&task.envelope)));
+    }
     let read = task.obeyed.as_ref();
     let refused = match read.map(|read| route_under(session, task, alone, read)) {
         Some(Ok(route)) => return Some(route),
@@ -233,7 +249,14 @@ async fn route_again<'a>(
     }
 }
 
-async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &Obeyed, started: Moment) -> Outcome {
+async fn execute(
+    session: &Session,
+    task: Claimed,
+    version: &Version,
+    obeyed: &Obeyed,
+    started: Moment,
+    permit: Permit<'_>,
+) -> Outcome {
     let Claimed {
         place,
         entry,
@@ -288,6 +311,7 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
     };
     let error = match end {
         End::Ok => {
+            permit.ended(session, None);
             let fate = None;
             #[cfg(feature = "faults")]
             let fate = (session.config.faults.done_comes_back && entry.ms % 8 == 0)
@@ -332,6 +356,7 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
     if let ErrorKind::Snoozed(wait) = error.kind {
         return snoozed(session, &envelope, (place, entry, bytes), wait, ran(Ended::Snoozed));
     }
+    permit.ended(session, Some(&error));
     let next = match error.kind {
         ErrorKind::Failed => session.spec.retry.next_after(attempt, &envelope.id),
         ErrorKind::RetryAfter(wait) => (attempt < session.spec.retry.max_attempts).then_some(wait.min(CENTURY)),

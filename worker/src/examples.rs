@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use switchback_common::{Task, retry::RetryPolicy};
 
-use crate::worker::WorkerBuilder;
+use crate::{breaker::Breaker, worker::WorkerBuilder};
 
 pub mod index_document;
 
@@ -37,6 +37,8 @@ pub struct ExampleSettings {
     pub timeout: Duration,
     /// When a failed attempt is tried again.
     pub retry: RetryPolicy,
+    /// When a version is held because it fails.
+    pub breaker: Option<Breaker>,
     /// Where `index_document` writes its records.
     pub index_dir: PathBuf,
 }
@@ -79,6 +81,10 @@ pub fn add(builder: WorkerBuilder, examples: &[Example], settings: &ExampleSetti
             .concurrency(settings.concurrency)
             .timeout(settings.timeout)
             .retry(settings.retry.clone());
+        let spec = match settings.breaker {
+            Some(breaker) => spec.breaker(breaker),
+            None => spec,
+        };
         versions.into_iter().fold(spec, |spec, version| {
             let stem = match version {
                 "v2" => index_document::stem_v2,

@@ -51,11 +51,14 @@
 //! - `streams`, `slots`, `plan` — what a session reads; how much it runs at once; how much of which it claims
 //! - `suspects` — what may have killed its process, and how it is run (P7)
 //! - `attempt`, `starts`, `reader`, `outcome` — one attempt; the start check (P3, P4); the gate read again; how it ended
+//! - [`breaker`], `circuits`, `pace` — when a version, a queue or a key must wait
 //! - `loops` — one file per duty
 //! - `health` — `/livez` and `/readyz`
 //! - [`examples`] — handlers that `switchback-worker` brings along
 
 mod attempt;
+pub mod breaker;
+mod circuits;
 pub mod config;
 pub mod error;
 pub mod examples;
@@ -65,6 +68,7 @@ pub mod handler;
 mod health;
 mod loops;
 mod outcome;
+mod pace;
 mod plan;
 mod pushes;
 mod queue;
@@ -77,6 +81,7 @@ mod streams;
 mod suspects;
 pub mod worker;
 
+pub use breaker::Breaker;
 pub use config::WorkerConfig;
 pub use error::WorkerError;
 #[cfg(feature = "faults")]

@@ -9,4 +9,5 @@ pub(crate) mod reaper;
 pub(crate) mod renewer;
 pub(crate) mod scheduler;
 pub(crate) mod settler;
+pub(crate) mod throttler;
 pub(crate) mod trimmer;

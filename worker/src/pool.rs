@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use serde::Deserialize;
 use switchback_common::config::RedisSettings;
 use switchback_worker::{
-    ConnectOptions, Namespace, RetryPolicy, WorkerConfig,
+    Breaker, ConnectOptions, Namespace, RetryPolicy, WorkerConfig,
     examples::{Example, ExampleSettings, UnknownExample},
     registry::{DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT},
 };
@@ -51,6 +51,22 @@ pub(crate) struct PoolSettings {
     backoff_first_ms: Option<u64>,
     /// Longest wait between two attempts.
     backoff_longest_ms: Option<u64>,
+    /// When a version is held because it fails, e.g. `{ failures = 0.5, samples = 20, window_s = 30, open_s = 10 }`.
+    breaker: Option<BreakerSettings>,
+}
+
+/// `breaker`: see [`Breaker::new`].
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BreakerSettings {
+    /// The share of failures that opens it.
+    failures: f64,
+    /// Not before so many attempts have ended.
+    samples: u32,
+    /// Within this time.
+    window_s: u64,
+    /// Time until it is probed.
+    open_s: u64,
 }
 
 /// `[examples]`: what the built-in handlers need.
@@ -138,6 +154,10 @@ impl PoolFile {
             concurrency: self.pool.concurrency.unwrap_or(DEFAULT_CONCURRENCY),
             timeout: self.pool.timeout_s.map_or(DEFAULT_TIMEOUT, Duration::from_secs),
             retry: self.pool.retry(),
+            breaker: self.pool.breaker.map(|b| {
+                let (window, open) = (Duration::from_secs(b.window_s), Duration::from_secs(b.open_s));
+                Breaker::new(b.failures, b.samples, window, open)
+            }),
             index_dir,
         };
         Ok((examples, settings))

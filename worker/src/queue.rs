@@ -23,8 +23,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     config::WorkerConfig,
     health::{Health, Pulse},
-    loops::{claimer, finder, gatekeeper, limiter, promoter, reaper, renewer::Renewer, scheduler, settler, trimmer},
+    loops::{
+        claimer, finder, gatekeeper, limiter, promoter, reaper, renewer::Renewer, scheduler, settler, throttler,
+        trimmer,
+    },
     outcome::Message,
+    pace::Pacer,
     pushes::Pushes,
     reader::GateReader,
     registry::QueueSpec,
@@ -64,7 +68,10 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
         };
         let mut loops = JoinSet::new();
         let settler = endings.spawn(settler::run(Arc::clone(&session), messages));
-        let keeper = endings.spawn(gatekeeper::run(Arc::clone(&session)));
+        let keepers = [
+            endings.spawn(gatekeeper::run(Arc::clone(&session))),
+            endings.spawn(throttler::run(Arc::clone(&session))),
+        ];
         for n in 0..CLAIMERS {
             loops.spawn(claimer::run(Arc::clone(&session), n == 0));
         }
@@ -84,7 +91,7 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
             ),
         }
         // A lost session winds down beside its successor; a stopping worker waits for it below.
-        endings.spawn(end(shared.clone(), session, loops, keeper, settler));
+        endings.spawn(end(shared.clone(), session, loops, keepers, settler));
         while endings.try_join_next().is_some() {} // those that are over
     }
     while endings.join_next().await.is_some() {}
@@ -155,6 +162,7 @@ async fn try_begin(
         slots: Slots::new(spec.concurrency),
         company: Arc::clone(&shared.company),
         suspects: Suspects::new(spec.concurrency),
+        pacer: Pacer::default(),
         held: Held::default(),
         clock: RedisClock::new(),
         floors: Floors::default(),
@@ -201,7 +209,13 @@ fn record(config: &WorkerConfig, spec: &QueueSpec) -> SessionRecord {
 
 /// Ends a session. The order is the point: nobody claims, then everybody finishes, then all is settled, and only
 /// then does the session say that it is over.
-async fn end(shared: Shared, session: Arc<Session>, mut loops: JoinSet<()>, keeper: AbortHandle, settler: AbortHandle) {
+async fn end(
+    shared: Shared,
+    session: Arc<Session>,
+    mut loops: JoinSet<()>,
+    keepers: [AbortHandle; 2],
+    settler: AbortHandle,
+) {
     session.closing.cancel();
     let finish = async {
         while loops.join_next().await.is_some() {}
@@ -218,7 +232,7 @@ async fn end(shared: Shared, session: Arc<Session>, mut loops: JoinSet<()>, keep
         () = finish => {}
         () = cut_short => {}
     }
-    keeper.abort();
+    keepers.iter().for_each(AbortHandle::abort);
     let _ = session.outcomes.send(Message::Close);
     tokio::select! {
         () = session.settled() => {}

@@ -10,6 +10,8 @@ use switchback_common::{
 };
 
 use crate::{
+    breaker::Breaker,
+    circuits::Circuits,
     error::WorkerError,
     handler::{Context, Handler, TaskError, erase},
 };
@@ -37,6 +39,7 @@ pub(crate) struct RawSpec {
     pub(crate) retry: RetryPolicy,
     pub(crate) max_payload: usize,
     pub(crate) schedules: Vec<(String, Schedule)>,
+    pub(crate) breaker: Option<Breaker>,
 }
 
 impl std::fmt::Debug for RawSpec {
@@ -60,6 +63,7 @@ impl<T: Task> TaskSpec<T> {
                 retry: RetryPolicy::default(),
                 max_payload: DEFAULT_MAX_PAYLOAD,
                 schedules: Vec::new(),
+                breaker: None,
             },
             task: PhantomData,
         }
@@ -118,6 +122,14 @@ impl<T: Task> TaskSpec<T> {
         self
     }
 
+    /// Stops starting tasks on a version whose attempts fail, instead of burning theirs. Each worker judges for itself,
+    /// version by version. Defaults to never.
+    #[must_use]
+    pub fn breaker(mut self, breaker: Breaker) -> Self {
+        self.raw.breaker = Some(breaker);
+        self
+    }
+
     pub(crate) fn into_raw(self) -> RawSpec {
         self.raw
     }
@@ -134,6 +146,8 @@ pub(crate) struct QueueSpec {
     pub(crate) retry: RetryPolicy,
     pub(crate) max_payload: usize,
     pub(crate) schedules: Vec<(ScheduleName, Schedule)>,
+    /// Outlive sessions, as the versions they judge do.
+    pub(crate) circuits: Circuits,
 }
 
 impl std::fmt::Debug for QueueSpec {
@@ -165,6 +179,9 @@ pub(crate) fn check(specs: Vec<RawSpec>) -> Result<Vec<QueueSpec>, WorkerError> 
                 concurrency: raw.concurrency,
             });
         }
+        if let Some(problem) = raw.breaker.as_ref().and_then(Breaker::problem) {
+            return Err(WorkerError::BadSetting(format!("{task_type}: {problem}")));
+        }
         let mut versions = Vec::new();
         let mut handlers = BTreeMap::new();
         for (name, handler) in raw.versions {
@@ -176,6 +193,7 @@ pub(crate) fn check(specs: Vec<RawSpec>) -> Result<Vec<QueueSpec>, WorkerError> 
         }
         let schedules = schedules(&task_type, raw.schedules)?;
         out.push(QueueSpec {
+            circuits: Circuits::new(raw.breaker, &versions),
             task_type,
             versions,
             handlers,

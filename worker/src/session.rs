@@ -18,6 +18,7 @@ use crate::{
     config::WorkerConfig,
     health::Pulse,
     outcome::Message,
+    pace::Pacer,
     reader::GateReader,
     registry::QueueSpec,
     slots::Slots,
@@ -105,6 +106,7 @@ pub(crate) struct Session {
     /// Shared with every session of this process.
     pub(crate) company: Arc<Company>,
     pub(crate) suspects: Suspects,
+    pub(crate) pacer: Pacer,
     pub(crate) held: Held,
     pub(crate) clock: RedisClock,
     pub(crate) floors: Floors,

@@ -66,6 +66,7 @@ struct Row {
     rev: Option<u64>,
     behind: bool,
     running: BTreeMap<Version, u64>,
+    open: Vec<Version>,
     lease_ms: Option<u64>,
     started_at: Option<String>,
     started_at_us: Option<u64>,
@@ -96,6 +97,7 @@ impl Row {
             rev: session.rev,
             behind: live && rev.is_some_and(|rev| session.rev.is_none_or(|seen| seen < rev)),
             running: running(session),
+            open: session.open.clone(),
             lease_ms: session.lease.and_then(|lease| u64::try_from(lease.as_millis()).ok()),
             started_at: started_us.and_then(rfc3339),
             started_at_us: started_us,
@@ -105,7 +107,11 @@ impl Row {
     }
 
     fn cells(&self, now: u64) -> Vec<String> {
-        let versions: Vec<&str> = self.versions.iter().map(Version::as_str).collect();
+        let held = |version: &Version| match self.open.contains(version) {
+            true => format!("{version} (held: fails)"),
+            false => version.to_string(),
+        };
+        let versions: Vec<String> = self.versions.iter().map(held).collect();
         let running: Vec<String> = self.running.iter().map(|(v, n)| format!("{v}:{n}")).collect();
         let rev = self.rev.map_or_else(|| "none".to_owned(), |rev| rev.to_string());
         vec![

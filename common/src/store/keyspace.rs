@@ -58,12 +58,17 @@ pub enum Key {
     Versions(Queue),
     /// STRING, PX · per session · exists while the session lives.
     Lease(Queue, SessionId),
-    /// HASH · per queue · session -> JSON of who it is; `<session>:rev`, `:running`, `:reaping`, `:suspects` beside it.
+    /// HASH · per queue · session -> JSON of who it is; `<session>:rev`, `:running`, `:open`, `:grant`, `:reaping`,
+    /// `:suspects` beside it.
     Sessions(Queue),
     /// STREAM · per queue · attempts (one entry per settle batch) and sessions; trimmed by age and size.
     Log(Queue),
     /// HASH · per queue and minute of Redis's clock · `<version>:<done|retried|dead|…>` counters; TTL 25 h.
     Stats(Queue, u64),
+    /// STRING, PX · per queue with a rate · when its bucket is full again (µs), and the rate it was filled under.
+    Rate(Queue),
+    /// STRING, PX · per task key of a queue with a rate per key · as [`Key::Rate`].
+    KeyRate(Queue, String),
     /// STRING, PX · per idempotent enqueue · the entry id of the first try, or `delayed`.
     UniqueId(Queue, String),
     /// STRING, PX · per unique key · the id of the task that has it.
@@ -157,6 +162,7 @@ impl Keyspace {
             Key::Sessions(q) => ("sessions", q),
             Key::Log(q) => ("log", q),
             Key::Stats(q, _) => ("stats", q),
+            Key::Rate(q) | Key::KeyRate(q, _) => ("rate", q),
             Key::UniqueId(q, _) | Key::UniqueKey(q, _) => ("unique", q),
             Key::Schedules(q) => ("schedules", q),
             Key::Queues(namespace) => return format!("{prefix}:queues:{{{namespace}}}"),
@@ -169,6 +175,7 @@ impl Keyspace {
             Key::Newer(_, format) => write!(out, ":{format}"),
             Key::Lease(_, session) => write!(out, ":{session}"),
             Key::Stats(_, minute) => write!(out, ":{minute}"),
+            Key::KeyRate(_, key) => write!(out, ":{key}"),
             Key::UniqueId(_, id) => write!(out, ":id:{id}"),
             Key::UniqueKey(_, key) => write!(out, ":key:{key}"),
             Key::Stream(_)
@@ -186,6 +193,7 @@ impl Keyspace {
             | Key::Sessions(_)
             | Key::Log(_)
             | Key::Schedules(_)
+            | Key::Rate(_)
             | Key::Queues(_) => Ok(()),
         };
         out
@@ -230,6 +238,8 @@ impl Keyspace {
             ("log", None) => Key::Log(queue),
             ("schedules", None) => Key::Schedules(queue),
             ("stats", Some(minute)) => Key::Stats(queue, number(minute)?),
+            ("rate", None) => Key::Rate(queue),
+            ("rate", Some(key)) => Key::KeyRate(queue, key.to_owned()),
             ("unique", Some(tail)) => match tail.split_once(':')? {
                 ("id", id) => Key::UniqueId(queue, id.to_owned()),
                 ("key", key) => Key::UniqueKey(queue, key.to_owned()),
@@ -277,10 +287,12 @@ impl Key {
             | Self::Sessions(_)
             | Self::Log(_)
             | Self::Stats(..)
+            | Self::Limits(_)
+            | Self::Rate(_)
+            | Self::KeyRate(..)
             | Self::UniqueId(..)
             | Self::UniqueKey(..)
             | Self::Schedules(_)
-            | Self::Limits(_)
             | Self::Queues(_) => String::new(),
         }
     }
@@ -307,7 +319,12 @@ impl Key {
             | Self::Sessions(_)
             | Self::Schedules(_)
             | Self::Stats(..) => KeyType::Hash,
-            Self::Lease(..) | Self::UniqueId(..) | Self::UniqueKey(..) | Self::Wake(_) => KeyType::String,
+            Self::Lease(..)
+            | Self::Rate(_)
+            | Self::KeyRate(..)
+            | Self::UniqueId(..)
+            | Self::UniqueKey(..)
+            | Self::Wake(_) => KeyType::String,
             Self::Queues(_) => KeyType::Set,
             Self::Delayed(_) => KeyType::Zset,
         }
@@ -332,7 +349,8 @@ mod tests {
                 Key::Dead(q()), Key::Limits(q()), Key::Gate(q()), Key::Wake(q()), Key::GateState(q()), Key::History(q()),
                 Key::Versions(q()), Key::Lease(q(), SessionId::from_found(&tail)), Key::Sessions(q()), Key::Log(q()),
                 Key::Stats(q(), minute), Key::UniqueId(q(), tail.clone()), Key::UniqueKey(q(), tail.clone()),
-                Key::Schedules(q()), Key::Queues(ns.parse().unwrap()),
+                Key::Schedules(q()), Key::Rate(q()), Key::KeyRate(q(), format!("{tail}:{{}}:é")),
+                Key::Queues(ns.parse().unwrap()),
             ];
             for key in keys {
                 let text = keyspace.render(&key);

@@ -32,6 +32,7 @@ pub async fn promote(store: &Store, queue: &Queue) -> Result<Promoted, StoreErro
         Key::Stream(queue.clone()),
         Key::High(queue.clone()),
         Key::Low(queue.clone()),
+        Key::Head(queue.clone()),
     ] {
         call.key(store.keyspace().render(&key));
     }

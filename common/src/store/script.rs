@@ -31,6 +31,7 @@ scripts! {
     JOIN = GATE, include_str!("session/join.lua");
     RENEW = include_str!("session/renew.lua");
     PUBLISH = include_str!("session/publish.lua");
+    OPEN = include_str!("session/open.lua");
     LEAVE = include_str!("session/leave.lua");
     SUSPECTS = include_str!("session/suspects.lua");
     REAP = ALLOW_OOM, ENTRY, include_str!("session/reap.lua");
@@ -46,6 +47,9 @@ scripts! {
     DEAD_REQUEUE = ALLOW_OOM, ENTRY, include_str!("dead/requeue.lua");
     DEAD_DISCARD = ALLOW_OOM, ENTRY, include_str!("dead/discard.lua");
     LIMITS_SET = include_str!("limits/set.lua");
+    GRANT = include_str!("throttle/grant.lua");
+    RATE = include_str!("throttle/rate.lua");
+    KEY_RATES = include_str!("throttle/keys.lua");
 }
 
 #[cfg(test)]

@@ -99,6 +99,8 @@ pub struct SessionInfo {
     pub rev: Option<u64>,
     /// JSON: attempts running per version, as last published.
     pub running: String,
+    /// The versions for which it starts nothing because they fail.
+    pub open: Vec<Version>,
     /// Whether its tasks are being given away.
     pub reaping: bool,
     /// How long its lease still runs; `None` if it is gone.
@@ -260,6 +262,18 @@ impl SessionStore {
         Ok(if word == "ok" { Lives::Yes } else { Lives::Lost })
     }
 
+    /// Says for which versions the session starts nothing because their circuits are open; empty: none.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn say_open(&self, session: &SessionId, versions: &str) -> Result<Lives, StoreError> {
+        let link = self.store.warm().await?;
+        let mut call = script::OPEN.prepare_invoke();
+        call.key(&self.sessions).arg(session.as_str()).arg(versions);
+        let (word, _) = reply::verdict("open", link.run_script(&call).await?)?;
+        Ok(if word == "ok" { Lives::Yes } else { Lives::Lost })
+    }
+
     /// Ends a session. The very last command it sends.
     ///
     /// # Errors
@@ -345,6 +359,8 @@ impl SessionStore {
             s.to_owned(),
             format!("{s}:rev"),
             format!("{s}:running"),
+            format!("{s}:open"),
+            format!("{s}:grant"),
             format!("{s}:reaping"),
             format!("{s}:suspects"),
         ]);
@@ -383,6 +399,10 @@ impl SessionStore {
                 record: part("").and_then(|json| serde_json::from_slice(json).ok()),
                 rev: part(":rev").and_then(|v| std::str::from_utf8(v).ok()?.parse().ok()),
                 running: field_text(&fields, &format!("{id}:running")),
+                open: field_text(&fields, &format!("{id}:open"))
+                    .split_whitespace()
+                    .filter_map(|version| version.parse().ok())
+                    .collect(),
                 reaping: part(":reaping").is_some(),
                 lease: ttl
                     .ok()

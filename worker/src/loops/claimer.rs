@@ -22,6 +22,7 @@ use tokio::sync::futures::Notified;
 use crate::{
     attempt::{self, Claimed, dead_fields},
     outcome::{Message, Outcome},
+    pace::{self, Starts},
     plan::Plan,
     session::Session,
     slots::Reserved,
@@ -100,6 +101,7 @@ async fn claim_until_broken(
             continue;
         }
         let changed = session.ruling_changed.notified();
+        let turned = session.spec.circuits.turned.notified();
         let mut places = readable(session);
         if !first {
             // Two would count on the same room.
@@ -109,6 +111,8 @@ async fn claim_until_broken(
             // Paused, no gate, or nothing routed to a version of ours: tasks stay where they are (P6).
             tokio::select! {
                 () = changed => {}
+                () = turned => {}
+                () = probe(session) => {}
                 () = session.closing.cancelled() => {}
             }
             continue;
@@ -126,6 +130,13 @@ async fn claim_until_broken(
         if slots.count() == 0 {
             continue;
         }
+        let Some(mut slots) = pace::before_claim(session, slots, idle).await else {
+            continue;
+        };
+        slots.shrink(most(session));
+        if slots.count() == 0 {
+            continue;
+        }
         let sent = Moment::now();
         session.claim_sent(sent);
         let (asked, claimed) = if idle {
@@ -134,6 +145,7 @@ async fn claim_until_broken(
         } else {
             let mut wants = plan.split(&places, slots.count());
             plan.cap(&mut wants, SUSPECT, session.suspects.room());
+            session.spec.circuits.trim(&mut wants);
             (wants.len(), claim_now(session, claimer, &wants).await)
         };
         let claimed = claimed.inspect_err(|_| session.claim_returned(sent))?;
@@ -199,7 +211,7 @@ async fn wait(
         true => Some(claimer.look().await?),
         false => None,
     };
-    // With fewer slots than streams one may come too many; `dispatch` gives it back.
+    // With fewer slots than streams one may come too many; `begin` gives it back.
     let count = (free / places.len()).max(1);
     let waiting = claimer.wait(places, count, BLOCK);
     tokio::pin!(waiting);
@@ -232,7 +244,7 @@ async fn wait(
 }
 
 /// The streams whose tasks the gate can route to a version we have.
-fn readable(session: &Session) -> Vec<usize> {
+pub(crate) fn readable(session: &Session) -> Vec<usize> {
     let Some(ruling) = session.view.newest() else {
         return Vec::new();
     };
@@ -245,7 +257,24 @@ fn readable(session: &Session) -> Vec<usize> {
         };
         return readable_under(&gate, &session.spec.versions, suspects);
     }
-    readable_under(&ruling.gate, &session.spec.versions, suspects)
+    let places = readable_under(&ruling.gate, &session.spec.versions, suspects);
+    session.spec.circuits.readable(places, &ruling.gate)
+}
+
+/// The most that the circuits let us claim at once.
+fn most(session: &Session) -> usize {
+    session
+        .view
+        .newest()
+        .map_or(0, |ruling| session.spec.circuits.most(&ruling.gate))
+}
+
+/// Passes when a circuit may be probed.
+async fn probe(session: &Session) {
+    match session.spec.circuits.probe_at() {
+        Some(at) => tokio::time::sleep(at.since(Moment::now())).await,
+        None => std::future::pending().await,
+    }
 }
 
 fn readable_under(gate: &Gate, versions: &[switchback_common::Version], suspects: bool) -> Vec<usize> {
@@ -286,6 +315,8 @@ pub(crate) async fn take(session: &Arc<Session>, claim: Claim, mut slots: Reserv
     if count == 0 {
         return;
     }
+    let mut starts = pace::after_claim(session, count.min(slots.count())).await;
+    let mut keyed = Vec::new();
     for (place, entries) in claim.entries {
         let fresh = session.held.add(entries.iter().map(|e| (place, e.id)));
         session.slots.claimed(fresh.iter().filter(|fresh| **fresh).count());
@@ -297,10 +328,34 @@ pub(crate) async fn take(session: &Arc<Session>, claim: Claim, mut slots: Reserv
         }
         for (entry, fresh) in entries.into_iter().zip(fresh) {
             // Else found again while it was being settled: it is in good hands.
-            if fresh {
-                dispatch(session, &mut slots, (place, &stream), entry, claimed, obeyed.clone());
+            if !fresh {
+                continue;
+            }
+            let Some(task) = unpack(session, (place, &stream), entry, claimed, obeyed.clone()) else {
+                continue;
+            };
+            match session.pacer.by_key(session, &task) {
+                true => keyed.push(task),
+                false => begin(session, &mut slots, &mut starts, task),
             }
         }
+    }
+    if !keyed.is_empty() {
+        for task in pace::by_key(session, keyed).await {
+            begin(session, &mut slots, &mut starts, task);
+        }
+    }
+}
+
+/// Begins an attempt, or gives the task back if there is no slot for it.
+fn begin(session: &Arc<Session>, slots: &mut Reserved<'_>, starts: &mut Option<Starts>, mut task: Claimed) {
+    if slots.fill() {
+        task.not_before = starts.as_mut().and_then(Starts::spend);
+        session.attempts.spawn(attempt::run(Arc::clone(session), task));
+    } else {
+        // P6: one too many; back in line, ahead of the others.
+        let outcome = attempt::moved(&task, suspects::back(&task.envelope));
+        let _ = session.outcomes.send(Message::Outcome(outcome));
     }
 }
 
@@ -312,42 +367,33 @@ fn note_ruling(session: &Session, obeyed: &Obeyed) {
     }
 }
 
-fn dispatch(
-    session: &Arc<Session>,
-    slots: &mut Reserved<'_>,
+/// Makes a task of an entry; one that is none is on its way to where it belongs.
+fn unpack(
+    session: &Session,
     (place, info): (usize, &StreamInfo),
     entry: Entry,
     claimed: Moment,
     obeyed: Option<Obeyed>,
-) {
+) -> Option<Claimed> {
     let Some(fields) = entry.fields else {
         // Pending, but deleted by somebody: there is nothing left to run. Acknowledge it.
         tracing::error!(queue.name = %session.queue, entry = %entry.id, "a claimed entry was deleted by somebody; nothing to run");
         finish_unrun(session, place, entry.id, 0, None);
-        return;
+        return None;
     };
     let bytes = fields.iter().map(|(name, value)| name.len() + value.len()).sum();
     let has = |name: &str| fields.iter().any(|(n, _)| n == name.as_bytes());
     let (has_id, has_time) = (has(field::ID), has(field::ENQUEUED_AT));
     match Envelope::decode(info.salt, entry.id, fields, session.spec.max_payload) {
-        Ok(envelope) => {
-            let task = Claimed {
-                place,
-                entry: entry.id,
-                bytes,
-                envelope,
-                claimed,
-                obeyed,
-            };
-            if slots.fill() {
-                session.attempts.spawn(attempt::run(Arc::clone(session), task));
-            } else {
-                // P6: one too many; back in line, ahead of the others.
-                let _ = session
-                    .outcomes
-                    .send(Message::Outcome(attempt::moved(&task, suspects::back(&task.envelope))));
-            }
-        }
+        Ok(envelope) => Some(Claimed {
+            place,
+            entry: entry.id,
+            bytes,
+            envelope,
+            claimed,
+            obeyed,
+            not_before: None,
+        }),
         Err(Malformed::Newer { format }) => {
             // A release that knows it will run it; here it waits, unburnt (P6).
             tracing::error!(
@@ -363,6 +409,7 @@ fn dispatch(
             }
             let to = session.streams.newer(format);
             finish_unrun(session, place, entry.id, bytes, Some((Fate::Move { to }, fields)));
+            None
         }
         Err(malformed) => {
             // Set aside with its bytes: Redis copies the entry as it is.
@@ -372,6 +419,7 @@ fn dispatch(
                 fields.push((field::ID, TaskId::of_entry(info.salt, entry.id).to_string()));
             }
             finish_unrun(session, place, entry.id, bytes, Some((Fate::Dead, fields)));
+            None
         }
     }
 }

@@ -67,7 +67,7 @@ end
 -- P1: one call takes some 8000 values, and a move that fails half way would lose the task.
 local MAX_VALUES = 4000
 local OURS = { id = 1, payload = 1, key = 1, attempt = 1, deaths = 1, enqueued_at = 1, headers = 1, errors = 1,
-  expires = 1, priority = 1, result = 1, recovered = 1, unique = 1, format = 1, snoozes = 1,
+  expires = 1, priority = 1, result = 1, recovered = 1, unique = 1, format = 1, snoozes = 1, slot = 1,
   dead_reason = 1, dead_error = 1, dead_version = 1, dead_session = 1, dead_at = 1 }
 local function add(stream, fields)
   if #fields > MAX_VALUES then

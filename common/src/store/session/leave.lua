@@ -20,7 +20,7 @@ if holding > 0 then
   redis.call('HSET', sessions, session .. ':suspects', '0 nobody===')
   return { 'holding', holding }
 end
-redis.call('HDEL', sessions, session, session .. ':rev', session .. ':running', session .. ':reaping',
-  session .. ':suspects')
+redis.call('HDEL', sessions, session, session .. ':rev', session .. ':running', session .. ':open', session .. ':grant',
+  session .. ':reaping', session .. ':suspects')
 redis.call('XADD', log, '*', 'kind', 'left', 'session', session, 'why', ARGV[2])
 return { 'left' }
