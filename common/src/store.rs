@@ -2,6 +2,7 @@
 //!
 //! Every key is catalogued in [`keyspace::Key`]. One operation is one function and at most one script.
 
+pub mod cancel;
 pub mod claim;
 pub mod connect;
 pub mod enqueue;
@@ -12,6 +13,7 @@ pub mod keyspace;
 pub mod log;
 pub mod push;
 pub mod reply;
+pub mod results;
 mod script;
 pub mod session;
 pub mod settle;

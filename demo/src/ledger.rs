@@ -117,7 +117,7 @@ impl Ledger {
                         self.last_failure = Some(task.clone());
                     }
                 }
-                Ended::Released => {}
+                Ended::Released | Ended::Cancelled => {}
             }
         }
         self.groups.push(group);

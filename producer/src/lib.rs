@@ -28,13 +28,19 @@
 //! # Layout
 //! - [`producer`] — connecting, enqueueing one or many
 //! - [`options`] — key, id, idempotency of one enqueue
+//! - [`after`] — once it is enqueued: waiting for its result, cancelling it
 //! - [`error`] — what can go wrong
 
+pub mod after;
 pub mod error;
 pub mod options;
 pub mod producer;
 
+pub use after::{AfterError, Waited};
 pub use error::EnqueueError;
 pub use options::{Enqueue, EnqueueMany};
 pub use producer::Producer;
-pub use switchback_common::{ConnectOptions, Namespace, Task, TaskId, TaskType};
+pub use switchback_common::{
+    ConnectOptions, Namespace, Task, TaskId, TaskType,
+    store::{cancel::Cancelled, results::Progress},
+};

@@ -26,6 +26,7 @@ pub struct Enqueue<'a> {
     pub(crate) key: Option<String>,
     pub(crate) id: Option<Result<TaskId, InvalidTaskId>>,
     pub(crate) window: Duration,
+    pub(crate) keep_result: Option<Duration>,
 }
 
 impl<'a> Enqueue<'a> {
@@ -50,6 +51,13 @@ impl<'a> Enqueue<'a> {
     /// How long the id is remembered. Defaults to 24 h.
     pub fn window(mut self, window: Duration) -> Self {
         self.window = window;
+        self
+    }
+
+    /// Keeps how the task ends, and what its handler returns, for `ttl` after that: for [`Producer::wait`]. At most 30
+    /// days. By default nothing is kept, unless the worker keeps the results of the whole type.
+    pub fn keep_result(mut self, ttl: Duration) -> Self {
+        self.keep_result = Some(ttl);
         self
     }
 }

@@ -3,13 +3,15 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use futures_util::StreamExt as _;
 use switchback_common::{
     ConnectOptions, Namespace, Queue, Store, StoreError, Task, TaskId, TaskType,
-    envelope::{DEFAULT_MAX_PAYLOAD, MAX_KEY_BYTES},
+    envelope::{DEFAULT_MAX_PAYLOAD, MAX_KEY_BYTES, MAX_RESULT_KEPT},
     id::InvalidTaskId,
+    name::InvalidName,
     store::{
         connect::Link,
         enqueue::{EnqueueStore, NewTask},
@@ -102,6 +104,7 @@ impl Producer {
             key: None,
             id: None,
             window: DEFAULT_WINDOW,
+            keep_result: None,
         }
     }
 
@@ -136,7 +139,8 @@ impl Producer {
     pub(crate) async fn send_one(self, request: Enqueue<'_>) -> Result<TaskId, EnqueueError> {
         let handle = self.queue(request.task_type)?;
         let id = request.id.transpose()?;
-        let task = self.checked(&handle.queue, request.payload, request.key, id.clone(), headers())?;
+        let mut task = self.checked(&handle.queue, request.payload, request.key, id.clone(), headers())?;
+        task.result_ms = request.keep_result.map(result_ms);
         let link = self.link(&handle.queue).await?;
         let added = match &id {
             None => handle.enqueue.add(&link, &task).await,
@@ -248,7 +252,17 @@ impl Producer {
             key,
             id,
             headers,
+            result_ms: None,
         })
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.shared.store
+    }
+
+    /// The queue of `task_type`.
+    pub(crate) fn named(&self, task_type: &str) -> Result<Queue, InvalidName> {
+        Ok(Queue::new(self.shared.namespace.clone(), TaskType::new(task_type)?))
     }
 
     fn queue(&self, task_type: &str) -> Result<Arc<QueueHandle>, EnqueueError> {
@@ -256,7 +270,7 @@ impl Producer {
         if let Some(handle) = queues.get(task_type) {
             return Ok(Arc::clone(handle));
         }
-        let queue = Queue::new(self.shared.namespace.clone(), TaskType::new(task_type)?);
+        let queue = self.named(task_type)?;
         let handle = Arc::new(QueueHandle {
             enqueue: EnqueueStore::new(&self.shared.store, &queue),
             queue,
@@ -301,6 +315,11 @@ impl Producer {
             tracing::warn!(%error, queue.name = %handle.queue, "the queue is not listed yet; its workers will list it");
         }
     }
+}
+
+/// Redis refuses other expiry times, and a worker would learn that only when it settles.
+fn result_ms(keep: Duration) -> u64 {
+    u64::try_from(keep.min(MAX_RESULT_KEPT).as_millis()).unwrap_or(1).max(1)
 }
 
 /// The trace that goes with a task, as JSON headers.

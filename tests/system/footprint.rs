@@ -35,11 +35,17 @@ async fn every_key_is_in_the_catalogue() {
             then: "fail".into(),
         })
         .id("once")
+        .keep_result(Duration::from_secs(60))
         .await
         .unwrap();
     fixture
         .raw(&["HSET", "sb:gate:{test:job}", "only", "v1", "by", "alice"])
         .await;
+    fixture
+        .producer
+        .cancel("job", &"nobody".parse().unwrap())
+        .await
+        .unwrap();
     // Keys come and go: look again and again while it all happens.
     let mut found = BTreeSet::new();
     eventually(
@@ -72,6 +78,8 @@ async fn every_key_is_in_the_catalogue() {
                 "log",
                 "stats",
                 "unique",
+                "cancel",
+                "result",
                 "queues",
             ];
             let missing: Vec<_> = expected

@@ -3,6 +3,7 @@
 mod attacks;
 mod attempts;
 mod bad_input;
+mod cancel;
 mod claims;
 mod documents;
 mod fixture;
@@ -10,5 +11,6 @@ mod fleet;
 mod footprint;
 mod producers;
 mod recovery;
+mod results;
 mod retention;
 mod traces;

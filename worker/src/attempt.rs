@@ -7,7 +7,7 @@ use switchback_common::{
     StreamId, Version,
     clock::Moment,
     envelope::{AttemptError, Envelope, MAX_ERROR_BYTES, clip, field},
-    store::{log::Ended, settle::Fate},
+    store::{log::Ended, results::KEEP_PROGRESS, settle::Fate},
     telemetry,
 };
 use switchback_gates::{Decision, Obeyed, decide};
@@ -16,6 +16,8 @@ use tracing::Instrument as _;
 use crate::{
     handler::{Context, ErrorKind, TaskError},
     outcome::{Message, Outcome, Ran},
+    results::{self, Leaves, Returned},
+    running::Reporter,
     session::Session,
     starts::Refusal,
     streams::HEAD,
@@ -51,6 +53,7 @@ pub(crate) async fn run(session: Arc<Session>, task: Claimed) {
             outcome
         }
         Some(Route::Elsewhere(to)) => moved(&task, to),
+        Some(Route::Cancelled) => cancelled_unrun(&session, &task),
         // The session is lost: the task is somebody else's now.
         None => {
             session.slots.ended();
@@ -71,11 +74,16 @@ enum Route {
         started: Moment,
     },
     Elsewhere(usize),
+    Cancelled,
 }
 
 /// Decides under one gate read, and begins the attempt if it may begin.
 fn route_under(session: &Session, task: &Claimed, read: &Obeyed) -> Result<Route, Refusal> {
     let gate = &read.ruling.gate;
+    // P3: `read` came with every mark that was made before it.
+    if session.cancels.forbids(&task.envelope) {
+        return Ok(Route::Cancelled);
+    }
     match decide(gate, &session.spec.task_type, || task.envelope.routing_key()) {
         // P6: a pause gives the task back as it was.
         Decision::Hold => Ok(Route::Elsewhere(HEAD)),
@@ -150,7 +158,13 @@ async fn route_again(session: &Session, task: &Claimed, mut refused: Option<Refu
     }
 }
 
-async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &Obeyed, started: Moment) -> Outcome {
+async fn execute(
+    session: &Arc<Session>,
+    task: Claimed,
+    version: &Version,
+    obeyed: &Obeyed,
+    started: Moment,
+) -> Outcome {
     let Claimed {
         place,
         entry,
@@ -160,6 +174,12 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
     } = task;
     let attempt = envelope.attempt + 1;
     let cancelled = session.cancel_handlers.child_token();
+    let kept_for = results::kept_for(&envelope, session.spec.keep_results);
+    // Entered first, then looked: a mark that comes in between finds the attempt, or the attempt finds it.
+    let run = session.running.add(&envelope, &cancelled);
+    if session.cancels.stops(&envelope.id, envelope.enqueued_at_ms) {
+        cancelled.cancel();
+    }
     let context = Context {
         id: envelope.id.clone(),
         queue: session.queue.clone(),
@@ -171,7 +191,13 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
         headers: std::mem::take(&mut envelope.headers),
         started,
         gate_rev: obeyed.ruling.rev,
-        cancelled: cancelled.clone(),
+        cancelled,
+        keeps_result: kept_for.is_some(),
+        reporter: Reporter {
+            session: Arc::clone(session),
+            run,
+            keep: kept_for.unwrap_or(KEEP_PROGRESS),
+        },
     };
     let span = tracing::info_span!(
         "process", otel.name = %format_args!("process {}", session.queue), otel.kind = "consumer",
@@ -184,6 +210,12 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
     let payload = std::mem::take(&mut envelope.payload);
     let end = drive(session, payload, context, version).instrument(span.clone()).await;
     let took = started.elapsed();
+    let leaves = Leaves {
+        kept_for,
+        progress: session.running.remove(run),
+        ran: Some((attempt, version)),
+    };
+    let told_to_stop = session.cancels.stops(&envelope.id, envelope.enqueued_at_ms);
     let ran = |ended| {
         Some(Ran {
             task: envelope.id.clone(),
@@ -196,23 +228,41 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
         })
     };
     let error = match end {
-        End::Ok => {
+        End::Ok(returned) => {
+            let keep = leaves.keep(&envelope, returned, None);
+            // Done is done: of a task that was cancelled meanwhile only the mark must go.
+            let apart = keep.is_some() || told_to_stop;
             return Outcome {
                 place,
                 entry,
                 bytes,
                 ran: ran(Ended::Done),
-                fate: None,
+                fate: apart.then(|| (Fate::Done, kept(&envelope))),
+                keep,
             };
         }
-        End::Abandoned => {
-            // P6: an attempt that was cut short by a shutdown is refunded.
+        // P5: whatever it failed with, a cancelled task is not tried again.
+        End::Failed(_) | End::Abandoned | End::Overstayed if told_to_stop => {
+            session.cancels.forget(&envelope.id);
+            span.in_scope(|| tracing::info!("cancelled while it ran"));
+            return Outcome {
+                place,
+                entry,
+                bytes,
+                ran: ran(Ended::Cancelled),
+                keep: leaves.keep(&envelope, None, None),
+                fate: Some((Fate::Cancelled { else_to: HEAD }, kept(&envelope))),
+            };
+        }
+        End::Abandoned | End::Overstayed => {
+            // P6: an attempt that was cut short by a shutdown is refunded, as is one whose mark was taken back.
             return Outcome {
                 place,
                 entry,
                 bytes,
                 ran: ran(Ended::Released),
                 fate: Some((Fate::Move { to: HEAD }, kept(&envelope))),
+                keep: None,
             };
         }
         End::Failed(error) => error,
@@ -255,13 +305,17 @@ async fn execute(session: &Session, task: Claimed, version: &Version, obeyed: &O
         bytes,
         ran: ran(ended),
         fate: Some((fate, fields)),
+        // Also of a retry: the script may know of a mark that we do not.
+        keep: leaves.keep(&envelope, None, Some(&error.text)),
     }
 }
 
 enum End {
-    Ok,
+    Ok(Option<Returned>),
     Failed(TaskError),
     Abandoned,
+    /// Its task was cancelled, and its handler did not end in time.
+    Overstayed,
 }
 
 async fn drive(session: &Session, payload: Vec<u8>, context: Context, version: &Version) -> End {
@@ -269,13 +323,14 @@ async fn drive(session: &Session, payload: Vec<u8>, context: Context, version: &
         return End::Abandoned; // `route` has checked
     };
     let cancelled = context.cancelled.clone();
+    let overstayed = session.overstayed(cancelled.clone(), context.id.clone(), context.enqueued_at_ms);
     let timeout = session.spec.timeout;
     // P7: a handler that panics, while being made, while running or while dropped, fails its own task and no other.
     let guarded = AssertUnwindSafe(async {
         tokio::select! {
             biased;
             ended = tokio::time::timeout(timeout, handler(payload, context)) => match ended {
-                Ok(Ok(())) => End::Ok,
+                Ok(Ok(returned)) => End::Ok(returned),
                 // A handler that gave up because it was told to stop is not to blame.
                 Ok(Err(_)) if session.cancel_handlers.is_cancelled() => End::Abandoned,
                 Ok(Err(error)) => End::Failed(error),
@@ -285,6 +340,7 @@ async fn drive(session: &Session, payload: Vec<u8>, context: Context, version: &
                 }
             },
             () = session.abandon.cancelled() => End::Abandoned,
+            () = overstayed => End::Overstayed,
         }
     });
     match guarded.catch_unwind().await {
@@ -305,13 +361,12 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 
 /// What an entry's place said, written down because the task is about to leave it.
 fn kept(envelope: &Envelope) -> Vec<(&'static str, String)> {
-    if envelope.id_written {
-        return Vec::new();
+    // Always: a mark speaks of what was enqueued before it, and the next place is younger.
+    let mut fields = vec![(field::ENQUEUED_AT, envelope.enqueued_at_ms.to_string())];
+    if !envelope.id_written {
+        fields.push((field::ID, envelope.id.to_string()));
     }
-    vec![
-        (field::ID, envelope.id.to_string()),
-        (field::ENQUEUED_AT, envelope.enqueued_at_ms.to_string()),
-    ]
+    fields
 }
 
 /// What a dead letter carries beside its own fields.
@@ -341,6 +396,25 @@ pub(crate) fn moved(task: &Claimed, to: usize) -> Outcome {
         bytes: task.bytes,
         ran: None,
         fate: Some((Fate::Move { to }, kept(&task.envelope))),
+        keep: None,
+    }
+}
+
+/// A task that was cancelled before it started: no attempt, no handler.
+fn cancelled_unrun(session: &Session, task: &Claimed) -> Outcome {
+    tracing::info!(queue.name = %session.queue, task.id = %task.envelope.id, "cancelled before it started");
+    let leaves = Leaves {
+        kept_for: results::kept_for(&task.envelope, session.spec.keep_results),
+        progress: None,
+        ran: None,
+    };
+    Outcome {
+        place: task.place,
+        entry: task.entry,
+        bytes: task.bytes,
+        ran: None,
+        keep: leaves.keep(&task.envelope, None, None),
+        fate: Some((Fate::Cancelled { else_to: HEAD }, kept(&task.envelope))),
     }
 }
 

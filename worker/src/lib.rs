@@ -50,10 +50,12 @@
 //! - `queue`, `session` — one queue, session after session; what the loops of one session share
 //! - `streams`, `slots`, `plan` — what a session reads; how much it runs at once; how much of which it claims
 //! - `attempt`, `starts`, `reader`, `outcome` — one attempt; the start check (P3, P4); the gate read again; how it ended
+//! - `cancel`, `running`, `results` — cancelled tasks; the attempts that run; what is kept of a task
 //! - `loops` — one file per duty
 //! - [`examples`] — handlers that `switchback-worker` brings along
 
 mod attempt;
+mod cancel;
 pub mod config;
 pub mod error;
 pub mod examples;
@@ -67,6 +69,8 @@ mod pushes;
 mod queue;
 mod reader;
 pub mod registry;
+mod results;
+mod running;
 mod session;
 mod slots;
 mod starts;

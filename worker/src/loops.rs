@@ -6,5 +6,6 @@ pub(crate) mod gatekeeper;
 pub(crate) mod promoter;
 pub(crate) mod reaper;
 pub(crate) mod renewer;
+pub(crate) mod reporter;
 pub(crate) mod settler;
 pub(crate) mod trimmer;

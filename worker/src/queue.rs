@@ -18,12 +18,14 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    cancel::Cancels,
     config::WorkerConfig,
-    loops::{claimer, finder, gatekeeper, promoter, reaper, renewer::Renewer, settler, trimmer},
+    loops::{claimer, finder, gatekeeper, promoter, reaper, renewer::Renewer, reporter, settler, trimmer},
     outcome::Message,
     pushes::Pushes,
     reader::GateReader,
     registry::QueueSpec,
+    running::Running,
     session::{Floors, Held, RedisClock, Session},
     slots::Slots,
     starts::StartBoard,
@@ -57,6 +59,7 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
         let mut loops = JoinSet::new();
         let settler = endings.spawn(settler::run(Arc::clone(&session), messages));
         let keeper = endings.spawn(gatekeeper::run(Arc::clone(&session)));
+        endings.spawn(reporter::run(Arc::clone(&session)));
         for n in 0..CLAIMERS {
             loops.spawn(claimer::run(Arc::clone(&session), n == 0));
         }
@@ -142,6 +145,9 @@ async fn try_begin(
         streams: Streams::new(&shared.store, queue, &spec.versions),
         slots: Slots::new(spec.concurrency),
         held: Held::default(),
+        cancels: Cancels::new(),
+        running: Running::default(),
+        reported: Notify::new(),
         clock: RedisClock::new(),
         floors: Floors::default(),
         outcomes,

@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeMap, marker::PhantomData, time::Duration};
 
-use switchback_common::{Task, TaskType, Version, envelope::DEFAULT_MAX_PAYLOAD, retry::RetryPolicy};
+use serde::Serialize;
+use switchback_common::{
+    Task, TaskType, Version,
+    envelope::{DEFAULT_MAX_PAYLOAD, MAX_RESULT_KEPT},
+    retry::RetryPolicy,
+};
 
 use crate::{
     error::WorkerError,
@@ -31,6 +36,7 @@ pub(crate) struct RawSpec {
     pub(crate) timeout: Duration,
     pub(crate) retry: RetryPolicy,
     pub(crate) max_payload: usize,
+    pub(crate) keep_results: Option<Duration>,
 }
 
 impl std::fmt::Debug for RawSpec {
@@ -53,17 +59,22 @@ impl<T: Task> TaskSpec<T> {
                 timeout: DEFAULT_TIMEOUT,
                 retry: RetryPolicy::default(),
                 max_payload: DEFAULT_MAX_PAYLOAD,
+                keep_results: None,
             },
             task: PhantomData,
         }
     }
 
     /// Runs tasks that the gate gives to `version` with `handler`. The first version named seeds the gate of a new queue.
+    ///
+    /// What the handler returns is written as JSON if the result is to be kept, see [`keep_results`](Self::keep_results),
+    /// and dropped otherwise.
     #[must_use]
-    pub fn version<F, Fut>(mut self, version: impl Into<String>, handler: F) -> Self
+    pub fn version<F, Fut, R>(mut self, version: impl Into<String>, handler: F) -> Self
     where
         F: Fn(T, Context) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<(), TaskError>> + Send + 'static,
+        Fut: Future<Output = Result<R, TaskError>> + Send + 'static,
+        R: Serialize,
     {
         self.raw.versions.push((version.into(), erase(handler)));
         self
@@ -90,6 +101,14 @@ impl<T: Task> TaskSpec<T> {
         self
     }
 
+    /// Keeps how every task of this type ended, and what its handler returned, for `ttl`: at most 30 days and 60 KiB each.
+    /// By default only what its producer asked for with `keep_result` is kept.
+    #[must_use]
+    pub fn keep_results(mut self, ttl: Duration) -> Self {
+        self.raw.keep_results = Some(ttl.clamp(Duration::from_millis(1), MAX_RESULT_KEPT));
+        self
+    }
+
     /// Longest payload accepted, in bytes. Defaults to 1 MiB.
     #[must_use]
     pub fn max_payload(mut self, bytes: usize) -> Self {
@@ -112,6 +131,7 @@ pub(crate) struct QueueSpec {
     pub(crate) timeout: Duration,
     pub(crate) retry: RetryPolicy,
     pub(crate) max_payload: usize,
+    pub(crate) keep_results: Option<Duration>,
 }
 
 impl std::fmt::Debug for QueueSpec {
@@ -160,6 +180,7 @@ pub(crate) fn check(specs: Vec<RawSpec>) -> Result<Vec<QueueSpec>, WorkerError> 
             timeout: raw.timeout,
             retry: raw.retry,
             max_payload: raw.max_payload,
+            keep_results: raw.keep_results,
         });
     }
     Ok(out)

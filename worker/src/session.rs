@@ -15,8 +15,8 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    config::WorkerConfig, outcome::Message, reader::GateReader, registry::QueueSpec, slots::Slots, starts::StartBoard,
-    streams::Streams,
+    cancel::Cancels, config::WorkerConfig, outcome::Message, reader::GateReader, registry::QueueSpec, running::Running,
+    slots::Slots, starts::StartBoard, streams::Streams,
 };
 
 const COMPLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -96,6 +96,8 @@ pub(crate) struct Session {
     pub(crate) streams: Streams,
     pub(crate) slots: Slots,
     pub(crate) held: Held,
+    pub(crate) cancels: Cancels,
+    pub(crate) running: Running,
     pub(crate) clock: RedisClock,
     pub(crate) floors: Floors,
     pub(crate) outcomes: mpsc::UnboundedSender<Message>,
@@ -110,6 +112,8 @@ pub(crate) struct Session {
     pub(crate) ruling_changed: Notify,
     /// There is more work than one claim took: a second claimer may help.
     pub(crate) busy: Notify,
+    /// An attempt said how far it is.
+    pub(crate) reported: Notify,
     /// A retry was scheduled.
     pub(crate) retry_scheduled: Notify,
     /// Something may have been claimed and never seen: look now.

@@ -27,6 +27,8 @@ pub struct NewTask {
     pub id: Option<TaskId>,
     /// JSON object of headers.
     pub headers: Option<String>,
+    /// How long to keep its result, in ms.
+    pub result_ms: Option<u64>,
 }
 
 impl NewTask {
@@ -41,6 +43,9 @@ impl NewTask {
         }
         if let Some(headers) = &self.headers {
             out.push((field::HEADERS, headers.clone().into_bytes()));
+        }
+        if let Some(ms) = self.result_ms {
+            out.push((field::RESULT, ms.to_string().into_bytes()));
         }
         out
     }
@@ -57,6 +62,9 @@ impl NewTask {
         }
         if let Some(headers) = &self.headers {
             cmd.arg(field::HEADERS).arg(headers);
+        }
+        if let Some(ms) = self.result_ms {
+            cmd.arg(field::RESULT).arg(ms);
         }
         cmd
     }

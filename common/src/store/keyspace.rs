@@ -40,7 +40,7 @@ pub enum Key {
     Dead(Queue),
     /// HASH · per queue · **for people**: `active candidate percent pins paused`, one-shot `only inflight by why`.
     Gate(Queue),
-    /// HASH · per queue · scripts only: `rev digest prev sealed_at seen ops` and the sealed values.
+    /// HASH · per queue · scripts only: `rev digest prev sealed_at seen ops cancels` and the sealed values.
     GateState(Queue),
     /// STREAM · per queue · every gate revision; about 10 000 entries.
     History(Queue),
@@ -57,6 +57,12 @@ pub enum Key {
     Stats(Queue, u64),
     /// STRING, PX · per idempotent enqueue · the entry id of the first try.
     UniqueId(Queue, String),
+    /// ZSET · per queue · id of a cancelled task by when it was marked (µs of Redis's clock; negative: only if it has not
+    /// started). Written by `cancel.lua`, taken away by `settle.lua`; at most 10 000, at least 7 days.
+    Cancel(Queue),
+    /// STRING, PX · per task that asked for it or reports progress · JSON of how it ended, or how far it is. Written by
+    /// `settle.lua`, `progress.lua`, `cancel.lua`.
+    Result(Queue, String),
     /// SET · per namespace · directory of its queues. The only key outside a queue's slot.
     Queues(Namespace),
 }
@@ -141,6 +147,8 @@ impl Keyspace {
             Key::Log(q) => ("log", q),
             Key::Stats(q, _) => ("stats", q),
             Key::UniqueId(q, _) => ("unique", q),
+            Key::Cancel(q) => ("cancel", q),
+            Key::Result(q, _) => ("result", q),
             Key::Queues(namespace) => return format!("{prefix}:queues:{{{namespace}}}"),
         };
         let _ = write!(out, "{prefix}:{kind}:{{{}:{}}}", queue.namespace, queue.task_type);
@@ -151,6 +159,7 @@ impl Keyspace {
             Key::Lease(_, session) => write!(out, ":{session}"),
             Key::Stats(_, minute) => write!(out, ":{minute}"),
             Key::UniqueId(_, id) => write!(out, ":id:{id}"),
+            Key::Result(_, id) => write!(out, ":{id}"),
             Key::Stream(_)
             | Key::Head(_)
             | Key::Suspect(_)
@@ -163,6 +172,7 @@ impl Keyspace {
             | Key::Versions(_)
             | Key::Sessions(_)
             | Key::Log(_)
+            | Key::Cancel(_)
             | Key::Queues(_) => Ok(()),
         };
         out
@@ -203,6 +213,8 @@ impl Keyspace {
             ("sessions", None) => Key::Sessions(queue),
             ("log", None) => Key::Log(queue),
             ("stats", Some(minute)) => Key::Stats(queue, minute.parse().ok()?),
+            ("cancel", None) => Key::Cancel(queue),
+            ("result", Some(id)) => Key::Result(queue, id.to_owned()),
             ("unique", Some(tail)) => Key::UniqueId(queue, tail.strip_prefix("id:")?.to_owned()),
             _ => return None,
         })
@@ -239,6 +251,8 @@ impl Key {
             | Self::Log(_)
             | Self::Stats(..)
             | Self::UniqueId(..)
+            | Self::Cancel(_)
+            | Self::Result(..)
             | Self::Queues(_) => String::new(),
         }
     }
@@ -262,9 +276,9 @@ impl Key {
             | Self::Versions(_)
             | Self::Sessions(_)
             | Self::Stats(..) => KeyType::Hash,
-            Self::Lease(..) | Self::UniqueId(..) => KeyType::String,
+            Self::Lease(..) | Self::UniqueId(..) | Self::Result(..) => KeyType::String,
             Self::Queues(_) => KeyType::Set,
-            Self::Delayed(_) => KeyType::Zset,
+            Self::Delayed(_) | Self::Cancel(_) => KeyType::Zset,
         }
     }
 }
@@ -285,7 +299,8 @@ mod tests {
                 Key::Stream(q()), Key::High(q()), Key::Low(q()), Key::Head(q()), Key::Suspect(q()), Key::Lane(q(), tail.parse().unwrap()), Key::Delayed(q()),
                 Key::Envelope(q()), Key::Dead(q()), Key::Gate(q()), Key::GateState(q()), Key::History(q()),
                 Key::Versions(q()), Key::Lease(q(), SessionId::from_found(&tail)), Key::Sessions(q()), Key::Log(q()),
-                Key::Stats(q(), minute), Key::UniqueId(q(), tail.clone()), Key::Queues(ns.parse().unwrap()),
+                Key::Stats(q(), minute), Key::UniqueId(q(), tail.clone()), Key::Cancel(q()),
+                Key::Result(q(), tail.clone()), Key::Queues(ns.parse().unwrap()),
             ];
             for key in keys {
                 let text = keyspace.render(&key);

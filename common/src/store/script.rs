@@ -33,6 +33,8 @@ scripts! {
     SETTLE = ENTRY, include_str!("queue/settle.lua");
     PROMOTE = ENTRY, include_str!("queue/promote.lua");
     SWEEP = ENTRY, include_str!("queue/sweep.lua");
+    CANCEL = ENTRY, include_str!("cancel/cancel.lua");
+    PROGRESS = include_str!("results/progress.lua");
     ENQUEUE_ONCE = include_str!("queue/enqueue_once.lua");
 }
 

@@ -246,7 +246,7 @@ pub(crate) async fn take(session: &Arc<Session>, claim: Claim, mut slots: Reserv
         Some(read) => {
             session.note_read(read.sent, read.time_us, read.lease);
             let lease_gone = read.lease.is_none();
-            match session.view.obey(read).await {
+            match session.obey(read).await {
                 // P4: no lease, no decision; each attempt asks again and learns what became of it.
                 Ok(Verdict::Obey(obeyed)) if !lease_gone => {
                     note_ruling(session, &obeyed);
@@ -344,6 +344,7 @@ fn finish_unrun(
         bytes,
         ran: None,
         fate,
+        keep: None,
     };
     let _ = session.outcomes.send(Message::Outcome(outcome));
 }
