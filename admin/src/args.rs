@@ -17,7 +17,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0  done                           4  no such queue, task, dead letter or schedule
   1  failed, or interrupted         5  refused: --if-rev moved, invalid value, no live worker, limit
-  2  usage or configuration         6  committed, but not everyone confirmed (--wait)
+  2  usage or configuration         6  committed, but not everyone confirmed (--wait); task not ended (task wait)
   3  Redis unreachable
 
 Settings: flag > environment (SWITCHBACK_REDIS_URL, SWITCHBACK_NAMESPACE) > ./switchback.toml, else
@@ -67,7 +67,7 @@ pub(crate) enum Noun {
     /// What waits, what runs, what is wrong.
     #[command(subcommand)]
     Queue(QueueVerb),
-    /// One task: enqueue it, find it.
+    /// One task: enqueue it, find it, wait for it, cancel it.
     #[command(subcommand)]
     Task(TaskVerb),
     /// Tasks that will not be tried again by themselves.
@@ -250,18 +250,56 @@ pub(crate) enum TaskVerb {
         /// Enqueue under this id, at most once within 24 h: safe to repeat.
         #[arg(long, value_name = "ID")]
         id: Option<TaskId>,
+        /// Keep the result this long after the task ended, for `task wait`: 60s, 1h; at most 30 days.
+        #[arg(long, value_name = "DURATION")]
+        keep_result: Option<SignedDuration>,
+    },
+    /// Wait until a task has ended, and print its result.
+    ///
+    /// Only for tasks whose result is kept: `task enqueue --keep-result`, or as the worker has it. Exits with 0 when it
+    /// is done, 1 when it is a dead letter, expired or cancelled, 4 when it left nothing, 6 when it has not ended in time.
+    #[command(after_long_help = "\
+JSON: {queue, id, state: done|dead|cancelled|expired|not_ended|unknown, result|null, error|null,
+  progress: {done, total, note}|null}")]
+    Wait {
+        #[arg(value_name = "TYPE")]
+        task_type: TaskType,
+        #[arg(value_name = "ID")]
+        id: TaskId,
+        /// How long to wait, e.g. 30s, 500ms, 2m.
+        #[arg(long, default_value = "30s", value_name = "DURATION")]
+        timeout: SignedDuration,
+    },
+    /// Cancel tasks: what waits does not start, what is delayed is taken out, a running handler is told to end.
+    ///
+    /// A handler that was told has 5 s, is then dropped, and the task is not tried again. If it succeeds all the same, the
+    /// task is done. Exits with 4 when a task was not found within the window that `task show` searches, with 5 when
+    /// one is settled already or a dead letter. Repeating it is harmless.
+    #[command(after_long_help = "\
+JSON: [{queue, id, outcome: removed|waiting|running|marked|started|settled|dead|not_found, cancelled, dry_run, text}]")]
+    Cancel {
+        #[arg(value_name = "TYPE")]
+        task_type: TaskType,
+        #[arg(value_name = "ID", required = true)]
+        ids: Vec<TaskId>,
+        #[command(flatten)]
+        options: CancelOptions,
     },
     /// Find one task: where it is, what it went through.
     ///
     /// Looks at its own place, then through the newest 10 000 entries of each stream and of the log.
     #[command(after_long_help = "\
-JSON: {queue, id, state: waiting|in_flight|delayed|done|dead|gone, place|null, entry|null, attempt, deaths, recovered, key|null,
-  enqueued_at|null, enqueued_at_us|null, due_at|null, due_at_us|null,
-  held_by: {session, host|null, pid|null, live}|null, headers: {}, errors: [{attempt, version, error, at, at_us}],
+JSON: {queue, id, state: waiting|in_flight|delayed|done|dead|cancelled|gone, place|null, entry|null, attempt, deaths, recovered,
+  key|null, enqueued_at|null, enqueued_at_us|null, due_at|null, due_at_us|null,
+  held_by: {session, host|null, pid|null, live, since|null, since_us, version|null}|null, headers: {}, errors: [{attempt, version, error, at, at_us}],
   attempts: [{attempt, version, rev, stream, entry, outcome, ran_ms, session, gate_read_at, gate_read_at_us,
               settled_at, settled_at_us}],
   log_complete, dead: {entry, reason, error, version, session, at, at_us}|null,
+  cancel_asked_at|null, cancel_asked_at_us|null,
+  kept: {state: running|done|dead|cancelled|expired, at, at_us, attempt, version|null, result|null, error|null,
+         progress: {done, total, note}|null}|null,
   payload|null, payload_encoding: utf8|escaped|null, malformed|null}
+held_by.version: the one that the gate gives it, unless the gate changed since.
 log_complete: whether all of the log that may speak of the task was read.")]
     Show {
         #[arg(value_name = "TYPE")]
@@ -269,6 +307,23 @@ log_complete: whether all of the log that may speak of the task was read.")]
         #[arg(value_name = "ID")]
         id: TaskId,
     },
+}
+
+/// How to cancel.
+#[derive(Debug, Args)]
+pub(crate) struct CancelOptions {
+    /// Why: goes into the log.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) why: Option<String>,
+    /// Who: goes into the log. Defaults to $USER.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) by: Option<String>,
+    /// Leave tasks alone of which an attempt has begun.
+    #[arg(long)]
+    pub(crate) unstarted: bool,
+    /// Show what would be met, change nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 /// Where the payload comes from.

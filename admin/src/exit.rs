@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use switchback_common::{StoreError, config::ConfigError};
 use switchback_gates::GateError;
-use switchback_producer::EnqueueError;
+use switchback_producer::{AfterError, EnqueueError};
 
 /// Exit codes. Stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub(crate) enum Exit {
     NotFound = 4,
     /// Understood and refused: nothing was changed.
     Refused = 5,
-    /// Changed, but not everyone has confirmed it.
+    /// Changed, but not everyone has confirmed it; or waited for, and not ended in time.
     Unconfirmed = 6,
 }
 
@@ -50,6 +50,8 @@ pub(crate) enum Failure {
     Refused(String),
     #[error("committed, but not confirmed: {0}")]
     Unconfirmed(String),
+    #[error("{0}")]
+    NotYet(String),
     #[error("{source}; whether the change was committed is unknown: look with `switchback gate show`, or repeat it")]
     Unknown { source: StoreError },
     #[error("cannot write the output: {0}")]
@@ -67,6 +69,16 @@ impl From<GateError> for Failure {
     }
 }
 
+impl From<AfterError> for Failure {
+    fn from(error: AfterError) -> Self {
+        match error {
+            AfterError::Store(error) => Self::Store(error),
+            AfterError::Name(error) => Self::Usage(error.to_string()),
+            other => Self::Other(other.to_string()),
+        }
+    }
+}
+
 impl Failure {
     pub(crate) fn exit(&self) -> Exit {
         match self {
@@ -76,7 +88,7 @@ impl Failure {
             Self::Gate(GateError::NoGate(_)) | Self::NotFound(_) => Exit::NotFound,
             Self::Gate(GateError::NothingBefore(_)) | Self::Refused(_) => Exit::Refused,
             Self::Enqueue(error) => of_enqueue(error),
-            Self::Unconfirmed(_) => Exit::Unconfirmed,
+            Self::Unconfirmed(_) | Self::NotYet(_) => Exit::Unconfirmed,
             Self::Gate(_) | Self::Output(_) | Self::Other(_) => Exit::Failed,
         }
     }
@@ -85,6 +97,7 @@ impl Failure {
 fn of_store(error: &StoreError) -> Exit {
     match error {
         StoreError::BadUrl(_) => Exit::Usage,
+        StoreError::CancelsFull { .. } => Exit::Refused,
         error if error.is_unreachable() => Exit::Unreachable,
         _ => Exit::Failed,
     }

@@ -4,7 +4,7 @@
 //! Fields that have their default value are left out: a plain task costs no more than its payload.
 //! A field we do not know is left alone: moves copy entries inside Redis, so it survives older workers.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::id::{StreamId, TaskId};
 
@@ -40,6 +40,8 @@ pub mod field {
     pub const FORMAT: &str = "format";
     /// The time given by the rate of its key: attempts made by then, and when it may start (ms since 1970); absent = none.
     pub const SLOT: &str = "slot";
+    /// Milliseconds to keep the result; absent = it is not kept.
+    pub const RESULT: &str = "result";
     /// Of dead letters: why, the last error, the version, the session, and when (ms since 1970).
     pub const DEAD_REASON: &str = "dead_reason";
     /// See [`DEAD_REASON`].
@@ -68,6 +70,9 @@ pub const MAX_COUNT: u32 = 1_000_000;
 pub const MAX_ERRORS_KEPT: usize = 10;
 /// Longest error text kept, in bytes.
 pub const MAX_ERROR_BYTES: usize = 1_000;
+
+/// The longest that a result is kept: 30 days.
+pub const MAX_RESULT_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Fields of one stream entry, as Redis gave them.
 pub type Fields = Vec<(Vec<u8>, Vec<u8>)>;
@@ -114,6 +119,8 @@ pub struct Envelope {
     pub errors: Vec<AttemptError>,
     /// The time given by the rate of its key: attempts made by then, and when (ms since 1970).
     pub slot: Option<(u32, u64)>,
+    /// How long its result is kept, in ms; 0 = not at all. At most [`MAX_RESULT_KEPT`].
+    pub result_ms: u64,
 }
 
 /// An entry that is not a task. Its bytes go to the dead letters as they are.
@@ -183,6 +190,7 @@ impl Envelope {
             headers: BTreeMap::new(),
             errors: Vec::new(),
             slot: None,
+            result_ms: 0,
         };
         for (name, value) in fields {
             match name.as_slice() {
@@ -205,6 +213,7 @@ impl Envelope {
                 b"expires" => expires = Some(value),
                 b"recovered" => envelope.recovered = count(field::RECOVERED, &value)?,
                 b"enqueued_at" => envelope.enqueued_at_ms = number(field::ENQUEUED_AT, &value)?,
+                b"result" => envelope.result_ms = number(field::RESULT, &value)?.min(millis(MAX_RESULT_KEPT)),
                 b"headers" => {
                     if value.len() > MAX_HEADERS_BYTES {
                         return Err(bad(field::HEADERS, format!("is longer than {MAX_HEADERS_BYTES} bytes")));
@@ -260,6 +269,10 @@ impl Envelope {
 #[must_use]
 pub fn clip(text: &str, limit: usize) -> &str {
     &text[..text.floor_char_boundary(limit)]
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn bad(field: &'static str, problem: impl std::fmt::Display) -> Malformed {
@@ -396,7 +409,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_entry_panics(fields in proptest::collection::vec(
-            ("(id|payload|key|attempt|deaths|recovered|enqueued_at|expires|snoozes|format|headers|errors|x)", proptest::collection::vec(any::<u8>(), 0..40)), 0..8)) {
+            ("(id|payload|key|attempt|deaths|recovered|enqueued_at|expires|snoozes|format|headers|errors|result|x)", proptest::collection::vec(any::<u8>(), 0..40)), 0..8)) {
             let fields = fields.into_iter().map(|(k, v)| (k.into_bytes(), v)).collect();
             let _ = Envelope::decode(1, StreamId::default(), fields, 30);
         }

@@ -3,6 +3,7 @@
 //! Every key is catalogued in [`keyspace::Key`]. One operation is one function and at most one script.
 
 pub mod backoff;
+pub mod cancel;
 pub mod claim;
 pub mod connect;
 pub mod count;
@@ -17,6 +18,7 @@ pub mod log;
 pub mod moves;
 pub mod push;
 pub mod reply;
+pub mod results;
 pub mod schedule;
 mod script;
 pub mod session;

@@ -117,7 +117,7 @@ impl Ledger {
                         self.last_failure = Some(task.clone());
                     }
                 }
-                Ended::Released | Ended::Snoozed | Ended::Other => {}
+                Ended::Released | Ended::Snoozed | Ended::Cancelled | Ended::Other => {}
             }
         }
         self.groups.push(group);

@@ -37,6 +37,8 @@ pub struct Obeyed {
     pub time_us: u64,
     /// What the read said of the lease, if it asked.
     pub lease: Option<Duration>,
+    /// What the read said of cancelled tasks: another value means other marks.
+    pub cancels: u64,
 }
 
 /// What a gate read means for a worker.
@@ -106,6 +108,7 @@ impl GateView {
                 sent: read.sent,
                 time_us: read.time_us,
                 lease,
+                cancels: read.cancels,
             })
         };
         let before = self.newest();

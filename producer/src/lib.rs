@@ -32,15 +32,21 @@
 //! # Layout
 //! - [`producer`] — connecting, enqueueing one or many
 //! - [`options`] — key, id, delay, priority, deadline, uniqueness of one enqueue
+//! - [`after`] — once it is enqueued: waiting for its result, cancelling it
 //! - [`error`] — what can go wrong
 //! - `room` — whether a queue is full
 
+pub mod after;
 pub mod error;
 pub mod options;
 pub mod producer;
 mod room;
 
+pub use after::{AfterError, Waited};
 pub use error::EnqueueError;
 pub use options::{Enqueue, EnqueueMany, IfTaken};
 pub use producer::Producer;
-pub use switchback_common::{ConnectOptions, Namespace, Priority, Task, TaskId, TaskType};
+pub use switchback_common::{
+    ConnectOptions, Namespace, Priority, Task, TaskId, TaskType,
+    store::{cancel::Cancelled, results::Progress},
+};

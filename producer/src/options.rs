@@ -104,6 +104,7 @@ pub struct Enqueue<'a> {
     pub(crate) unique: Option<Unique>,
     pub(crate) if_taken: IfTaken,
     pub(crate) terms: Terms,
+    pub(crate) keep_result: Option<Duration>,
 }
 
 impl<'a> Enqueue<'a> {
@@ -144,6 +145,13 @@ impl<'a> Enqueue<'a> {
     /// What happens when another task has the unique key. Defaults to [`IfTaken::Reject`].
     pub fn if_taken(mut self, policy: IfTaken) -> Self {
         self.if_taken = policy;
+        self
+    }
+
+    /// Keeps how the task ends, and what its handler returns, for `ttl` after that: for [`Producer::wait`]. At most 30
+    /// days. By default nothing is kept, unless the worker keeps the results of the whole type.
+    pub fn keep_result(mut self, ttl: Duration) -> Self {
+        self.keep_result = Some(ttl);
         self
     }
 

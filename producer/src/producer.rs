@@ -3,13 +3,15 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use futures_util::StreamExt as _;
 use switchback_common::{
     ConnectOptions, Namespace, Queue, Store, StoreError, Task, TaskId, TaskType,
-    envelope::{DEFAULT_MAX_PAYLOAD, MAX_KEY_BYTES},
+    envelope::{DEFAULT_MAX_PAYLOAD, MAX_KEY_BYTES, MAX_RESULT_KEPT},
     id::InvalidTaskId,
+    name::InvalidName,
     store::{
         connect::Link,
         enqueue::{Added, EnqueueStore, NewTask},
@@ -107,6 +109,7 @@ impl Producer {
             unique: None,
             if_taken: IfTaken::default(),
             terms: Terms::default(),
+            keep_result: None,
         }
     }
 
@@ -148,6 +151,7 @@ impl Producer {
             &request.terms,
             headers(),
         )?;
+        task.result = request.keep_result.map(result_ms);
         task.remember = request.remember.then_some(request.terms.window);
         if let Some(unique) = request.unique {
             check_key(queue, &unique.key)?;
@@ -282,12 +286,21 @@ impl Producer {
         })
     }
 
+    pub(crate) fn store(&self) -> &Store {
+        &self.shared.store
+    }
+
+    /// The queue of `task_type`.
+    pub(crate) fn named(&self, task_type: &str) -> Result<Queue, InvalidName> {
+        Ok(Queue::new(self.shared.namespace.clone(), TaskType::new(task_type)?))
+    }
+
     fn queue(&self, task_type: &str) -> Result<Arc<QueueHandle>, EnqueueError> {
         let mut queues = self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(handle) = queues.get(task_type) {
             return Ok(Arc::clone(handle));
         }
-        let queue = Queue::new(self.shared.namespace.clone(), TaskType::new(task_type)?);
+        let queue = self.named(task_type)?;
         let handle = Arc::new(QueueHandle {
             enqueue: EnqueueStore::new(&self.shared.store, &queue),
             room: Room::new(&self.shared.store, &queue),
@@ -344,6 +357,11 @@ fn check_key(queue: &Queue, key: &str) -> Result<(), EnqueueError> {
         });
     }
     Ok(())
+}
+
+/// Redis refuses other expiry times, and a worker would learn that only when it settles.
+fn result_ms(keep: Duration) -> String {
+    keep.min(MAX_RESULT_KEPT).as_millis().max(1).to_string()
 }
 
 /// The trace that goes with a task, as JSON headers.

@@ -816,6 +816,181 @@ async fn tasks_are_enqueued_from_everywhere_and_found() {
 }
 
 #[tokio::test]
+async fn tasks_are_cancelled_and_the_answer_says_what_that_means() {
+    let mail = Mail::with_worker().await;
+    let enqueue = || {
+        let ran = mail
+            .shell
+            .run("task enqueue mail --payload 1 --keep-result 60s")
+            .exits(OK);
+        ran.stdout.trim().to_owned()
+    };
+    let ids: Vec<String> = (0..3).map(|_| enqueue()).collect();
+    let (held, waits) = (&ids[0], &ids[1]);
+    let worker = mail.join(&["v1"], 5).await;
+    let stream = "sb:stream:{shop:mail}";
+    let mut claim = vec!["XREADGROUP", "GROUP", "workers", worker.as_str(), "COUNT", "1"];
+    claim.extend(["STREAMS", stream, ">"]);
+    mail.server.cli(&claim).await;
+    let outcomes = |ran: Ran| -> Vec<(String, bool)> {
+        let list = ran.json();
+        let one = |v: &Value| {
+            (
+                v["outcome"].as_str().unwrap().to_owned(),
+                v["cancelled"].as_bool().unwrap(),
+            )
+        };
+        list.as_array().unwrap().iter().map(one).collect()
+    };
+    let said = |word: &str, cancelled| (word.to_owned(), cancelled);
+
+    let line = format!("task cancel mail {held} {waits} --dry-run -o json");
+    let dry = outcomes(mail.shell.run(&line).exits(OK));
+    assert_eq!(dry, [said("running", false), said("waiting", false)]);
+    assert_eq!(
+        mail.server.cli(&["EXISTS", "sb:cancel:{shop:mail}"]).await,
+        Reply::Int(0)
+    );
+    let line = format!("task cancel mail {held} {waits} --unstarted -o json");
+    let ran = mail
+        .shell
+        .run(&line)
+        .exits(REFUSED)
+        .tells("1 of 2 tasks of shop/mail cannot be cancelled");
+    assert_eq!(outcomes(ran), [said("started", false), said("waiting", true)]);
+    for _ in 0..2 {
+        mail.shell
+            .run(&format!("task cancel mail {held} --why INC-7"))
+            .exits(OK)
+            .says("its handler is told");
+    }
+    let view = mail.shell.json(&format!("task show mail {held}"));
+    assert_eq!(
+        (&view["state"], &view["held_by"]["version"]),
+        (&json!("in_flight"), &json!("v1"))
+    );
+    assert!(view["cancel_asked_at_us"].as_u64() > Some(0), "{view}");
+
+    // The worker settles it.
+    let key = |key: fn(Queue) -> switchback_common::store::keyspace::Key| {
+        mail.store.keyspace().render(&key(mail.queue.clone()))
+    };
+    let task: switchback_common::TaskId = held.parse().unwrap();
+    let entry = task.entry(switchback_common::id::stream_salt(stream)).unwrap();
+    use switchback_common::store::{keyspace::Key, results::Report, settle};
+    let streams = vec![key(Key::Stream), key(Key::Head)];
+    let settler = settle::Settler::new(&mail.store, &mail.queue, &worker, streams)
+        .await
+        .unwrap();
+    let keep = |report: Report| {
+        Some(Box::new(settle::Keep {
+            task: task.clone(),
+            ms: 60_000,
+            tail: report.tail(),
+        }))
+    };
+    let single = settle::Single {
+        stream: 0,
+        entry,
+        fate: settle::Fate::Cancelled { else_to: 1 },
+        fields: vec![("id", held.clone())],
+        keep: keep(Report::default()),
+    };
+    let batch = settle::Batch {
+        singles: vec![single],
+        ..settle::Batch::default()
+    };
+    settler.settle(&batch).await.unwrap();
+    let view = mail.shell.json(&format!("task show mail {held}"));
+    assert_eq!(
+        (&view["state"], &view["kept"]["state"]),
+        (&json!("cancelled"), &json!("cancelled"))
+    );
+    assert_eq!(view["cancel_asked_at"], Value::Null, "its mark is gone");
+    mail.shell
+        .run(&format!("task show mail {held}"))
+        .exits(OK)
+        .says("cancelled (its entry is kept");
+    mail.shell
+        .run(&format!("task wait mail {held} --timeout 5s"))
+        .exits(FAILED)
+        .tells("was cancelled");
+    mail.shell
+        .run(&format!("task cancel mail {held}"))
+        .exits(REFUSED)
+        .says("already done");
+
+    // Dead letters, and ids that nobody knows.
+    mail.server
+        .cli(&[
+            "XADD",
+            "sb:dead:{shop:mail}",
+            "*",
+            "id",
+            "gone-wrong",
+            "payload",
+            "1",
+            "dead_reason",
+            "attempts",
+        ])
+        .await;
+    mail.shell
+        .run("task cancel mail gone-wrong")
+        .exits(REFUSED)
+        .says("use `switchback dead`");
+    let marks = mail.server.cli(&["ZRANGE", "sb:cancel:{shop:mail}", "0", "-1"]).await;
+    assert_eq!(
+        marks,
+        Reply::Array(vec![Reply::BulkString(waits.clone().into_bytes())]),
+        "no surprise later"
+    );
+    mail.shell
+        .run("task cancel mail nobody")
+        .exits(NOT_FOUND)
+        .says("not within the window");
+    mail.shell
+        .run("task cancel mial nobody")
+        .exits(NOT_FOUND)
+        .tells("no such queue");
+    assert_eq!(
+        mail.server.cli(&["EXISTS", "sb:cancel:{shop:mial}"]).await,
+        Reply::Int(0)
+    );
+}
+
+#[tokio::test]
+async fn a_result_is_waited_for() {
+    let mail = Mail::with_worker().await;
+    let ran = mail
+        .shell
+        .run("task enqueue mail --payload 1 --id order-1 --keep-result 60s")
+        .exits(OK);
+    assert_eq!(ran.stdout.trim(), "order-1");
+    let key = "sb:result:{shop:mail}:order-1";
+    let wait = "task wait mail order-1 --timeout 10ms";
+    mail.shell.run(wait).exits(UNCONFIRMED).tells("it goes on");
+    let put = async |json: &str| mail.server.cli(&["SET", key, json]).await;
+    put(r#"{"state":"running","at_ms":5,"attempt":1,"version":"v1","progress":{"done":3,"total":10,"note":"half"}}"#)
+        .await;
+    mail.shell.run(wait).exits(UNCONFIRMED).tells("(3 of 10: half)");
+    mail.shell.run("task show mail order-1").exits(OK).says("3 of 10: half");
+    put(r#"{"state":"done","at_ms":5,"attempt":1,"version":"v1","result":{"mails":[1,2]}}"#).await;
+    let ran = mail.shell.run(wait).exits(OK);
+    assert_eq!(ran.json(), json!({"mails": [1, 2]}));
+    let view = mail.shell.json(wait);
+    assert_eq!(
+        (&view["state"], &view["result"]["mails"][1]),
+        (&json!("done"), &json!(2))
+    );
+    put(r#"{"state":"dead","at_ms":5,"attempt":3,"error":"no such customer"}"#).await;
+    mail.shell
+        .run(wait)
+        .exits(FAILED)
+        .tells("is a dead letter: no such customer");
+    mail.shell.run("task wait mail order-1 --timeout -1s").exits(USAGE);
+}
+
+#[tokio::test]
 async fn what_only_the_log_remembers_is_shown() {
     let mail = Mail::with_worker().await;
     let attempts = json!([{

@@ -44,6 +44,7 @@ fn single(entry: StreamId, fate: Fate, fields: &[(&'static str, &str)]) -> Batch
                 .iter()
                 .map(|(name, value)| (*name, (*value).to_owned()))
                 .collect(),
+            keep: None,
         }],
         ..Batch::default()
     }

@@ -265,7 +265,7 @@ async fn a_retry_after_for_ever_waits() {
         let first = first(job, ctx);
         async move {
             first.await?;
-            Err(TaskError::retry_after(Duration::MAX, "never mind"))
+            Err::<(), _>(TaskError::retry_after(Duration::MAX, "never mind"))
         }
     };
     let config = fixture.config();
@@ -469,7 +469,7 @@ async fn a_settle_moves_a_bounded_number_of_bytes() {
         let first = first(job, ctx);
         async move {
             first.await?;
-            Err(TaskError::reject("all at once"))
+            Err::<(), _>(TaskError::reject("all at once"))
         }
     };
     let config = fixture.config();

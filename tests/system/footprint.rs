@@ -41,6 +41,7 @@ async fn every_key_is_in_the_catalogue() {
             then: "fail".into(),
         })
         .id("once")
+        .keep_result(Duration::from_secs(60))
         .await
         .unwrap();
     fixture.raw(&["HSET", "sb:limits:{test:job}", "dead", "9"]).await;
@@ -55,6 +56,11 @@ async fn every_key_is_in_the_catalogue() {
             "{\"cron\":\"@yearly\",\"payload\":{\"n\":1}}",
         ])
         .await;
+    fixture
+        .producer
+        .cancel("job", &"nobody".parse().unwrap())
+        .await
+        .unwrap();
     // Keys come and go: look again and again while it all happens.
     let mut found = BTreeSet::new();
     eventually(
@@ -91,6 +97,8 @@ async fn every_key_is_in_the_catalogue() {
                 "unique",
                 "limits",
                 "rate",
+                "cancel",
+                "result",
                 "queues",
             ];
             let missing: Vec<_> = expected

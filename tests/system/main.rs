@@ -3,6 +3,7 @@
 mod attacks;
 mod attempts;
 mod bad_input;
+mod cancel;
 mod claims;
 mod documents;
 mod fixture;
@@ -13,6 +14,7 @@ mod options;
 mod poison;
 mod producers;
 mod recovery;
+mod results;
 mod retention;
 mod rolling;
 mod schedules;

@@ -6,8 +6,8 @@ use futures_util::FutureExt as _;
 use switchback_common::{
     StreamId, Version,
     clock::Moment,
-    envelope::{AttemptError, Envelope, MAX_COUNT, MAX_ERROR_BYTES, clip, field},
-    store::{backoff::Backoff, log::Ended, settle::Fate},
+    envelope::{AttemptError, Envelope, MAX_ERROR_BYTES, clip, field},
+    store::{backoff::Backoff, log::Ended, results::KEEP_PROGRESS, settle::Fate},
     telemetry,
 };
 #[cfg(feature = "faults")]
@@ -18,9 +18,12 @@ use tracing::Instrument as _;
 
 use crate::{
     circuits::Permit,
+    ends::{CENTURY, cancelled_unrun, dead_fields, ended_alive, expired, kept, millis, moved, snoozed},
     handler::{Context, ErrorKind, TaskError},
     outcome::{Message, Outcome, Ran},
     pace,
+    results::{self, Leaves, Returned},
+    running::Reporter,
     session::Session,
     starts::Refusal,
     suspects::{self, Barred, Pass, back},
@@ -41,8 +44,6 @@ pub(crate) struct Claimed {
 }
 
 const RETRY: Backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(500));
-/// The longest wait that a handler may ask for: a score that every clock and every double can hold.
-const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Takes one claimed task to its outcome.
 pub(crate) async fn run(session: Arc<Session>, task: Claimed) {
@@ -83,6 +84,7 @@ pub(crate) async fn run(session: Arc<Session>, task: Claimed) {
         }
         Some(Route::Elsewhere(to)) => moved(&task, to),
         Some(Route::Expired) => expired(&session, &task),
+        Some(Route::Cancelled) => cancelled_unrun(&session, &task),
         // The session is lost: the task is somebody else's now.
         None => {
             session.slots.ended();
@@ -110,11 +112,16 @@ enum Route<'a> {
     },
     Elsewhere(usize),
     Expired,
+    Cancelled,
 }
 
 /// Decides under one gate read, and begins the attempt if it may begin.
 fn route_under<'a>(session: &'a Session, task: &Claimed, alone: bool, read: &Obeyed) -> Result<Route<'a>, Refusal> {
     let gate = &read.ruling.gate;
+    // P3: `read` came with every mark that was made before it.
+    if session.cancels.forbids(&task.envelope) {
+        return Ok(Route::Cancelled);
+    }
     if let Some(at) = task.envelope.expires_ms
         && session.clock.now_us() / 1_000 >= at
     {
@@ -250,7 +257,7 @@ async fn route_again<'a>(
 }
 
 async fn execute(
-    session: &Session,
+    session: &Arc<Session>,
     task: Claimed,
     version: &Version,
     obeyed: &Obeyed,
@@ -266,6 +273,12 @@ async fn execute(
     } = task;
     let attempt = envelope.attempt + 1;
     let cancelled = session.cancel_handlers.child_token();
+    let kept_for = results::kept_for(&envelope, session.spec.keep_results);
+    // Entered first, then looked: a mark that comes in between finds the attempt, or the attempt finds it.
+    let run = session.running.add(&envelope, &cancelled);
+    if session.cancels.stops(&envelope.id, envelope.enqueued_at_ms) {
+        cancelled.cancel();
+    }
     let context = Context {
         id: envelope.id.clone(),
         queue: session.queue.clone(),
@@ -285,7 +298,13 @@ async fn execute(
             entry,
             read_us: obeyed.time_us,
         },
-        cancelled: cancelled.clone(),
+        cancelled,
+        keeps_result: kept_for.is_some(),
+        reporter: Reporter {
+            session: Arc::clone(session),
+            run,
+            keep: kept_for.unwrap_or(KEEP_PROGRESS),
+        },
     };
     let span = tracing::info_span!(
         "process", otel.name = %format_args!("process {}", session.queue), otel.kind = "consumer",
@@ -298,6 +317,12 @@ async fn execute(
     let payload = std::mem::take(&mut envelope.payload);
     let end = drive(session, payload, context, version).instrument(span.clone()).await;
     let took = started.elapsed();
+    let leaves = Leaves {
+        kept_for,
+        progress: session.running.remove(run),
+        ran: Some((attempt, version)),
+    };
+    let told_to_stop = session.cancels.stops(&envelope.id, envelope.enqueued_at_ms);
     let ran = |ended| {
         Some(Ran {
             task: envelope.id.clone(),
@@ -310,9 +335,12 @@ async fn execute(
         })
     };
     let error = match end {
-        End::Ok => {
+        End::Ok(returned) => {
             permit.ended(session, None);
-            let fate = None;
+            let keep = leaves.keep(&envelope, returned, None);
+            // Done is done: of a task that was cancelled meanwhile only the mark must go.
+            let apart = keep.is_some() || told_to_stop;
+            let fate = apart.then(|| (Fate::Done, kept(&envelope)));
             #[cfg(feature = "faults")]
             let fate = (session.config.faults.done_comes_back && entry.ms % 8 == 0)
                 .then(|| {
@@ -330,10 +358,25 @@ async fn execute(
                 bytes,
                 ran: ran(Ended::Done),
                 fate,
+                keep,
             };
         }
-        End::Abandoned => {
-            // P6: an attempt that was cut short by a shutdown is refunded.
+        // P5: whatever it failed with, a cancelled task is not tried again.
+        End::Failed(_) | End::Abandoned | End::Overstayed if told_to_stop => {
+            session.cancels.forget(&envelope.id);
+            span.in_scope(|| tracing::info!("cancelled while it ran"));
+            let else_to = back(&envelope);
+            return Outcome {
+                place,
+                entry,
+                bytes,
+                ran: ran(Ended::Cancelled),
+                keep: leaves.keep(&envelope, None, None),
+                fate: Some((Fate::Cancelled { else_to }, kept(&envelope))),
+            };
+        }
+        End::Abandoned | End::Overstayed => {
+            // P6: an attempt that was cut short by a shutdown is refunded, as is one whose mark was taken back.
             let fields = kept(&envelope);
             #[cfg(feature = "faults")]
             let fields = match session.config.faults.release_burns_attempt {
@@ -349,12 +392,20 @@ async fn execute(
                 bytes,
                 ran: ran(Ended::Released),
                 fate: Some((Fate::Move { to: back(&envelope) }, fields)),
+                keep: None,
             };
         }
         End::Failed(error) => error,
     };
     if let ErrorKind::Snoozed(wait) = error.kind {
-        return snoozed(session, &envelope, (place, entry, bytes), wait, ran(Ended::Snoozed));
+        return snoozed(
+            session,
+            &envelope,
+            (place, entry, bytes),
+            wait,
+            ran(Ended::Snoozed),
+            leaves,
+        );
     }
     permit.ended(session, Some(&error));
     let next = match error.kind {
@@ -395,13 +446,17 @@ async fn execute(
         bytes,
         ran: ran(ended),
         fate: Some((fate, fields)),
+        // Also of a retry: the script may know of a mark that we do not.
+        keep: leaves.keep(&envelope, None, Some(&error.text)),
     }
 }
 
 enum End {
-    Ok,
+    Ok(Option<Returned>),
     Failed(TaskError),
     Abandoned,
+    /// Its task was cancelled, and its handler did not end in time.
+    Overstayed,
 }
 
 async fn drive(session: &Session, payload: Vec<u8>, context: Context, version: &Version) -> End {
@@ -409,13 +464,14 @@ async fn drive(session: &Session, payload: Vec<u8>, context: Context, version: &
         return End::Abandoned; // `route` has checked
     };
     let cancelled = context.cancelled.clone();
+    let overstayed = session.overstayed(cancelled.clone(), context.id.clone(), context.enqueued_at_ms);
     let timeout = session.spec.timeout;
     // P7: a handler that panics, while being made, while running or while dropped, fails its own task and no other.
     let guarded = AssertUnwindSafe(async {
         tokio::select! {
             biased;
             ended = tokio::time::timeout(timeout, handler(payload, context)) => match ended {
-                Ok(Ok(())) => End::Ok,
+                Ok(Ok(returned)) => End::Ok(returned),
                 // A handler that gave up because it was told to stop is not to blame.
                 Ok(Err(_)) if session.cancel_handlers.is_cancelled() => End::Abandoned,
                 Ok(Err(error)) => End::Failed(error),
@@ -425,6 +481,7 @@ async fn drive(session: &Session, payload: Vec<u8>, context: Context, version: &
                 }
             },
             () = session.abandon.cancelled() => End::Abandoned,
+            () = overstayed => End::Overstayed,
         }
     });
     match guarded.catch_unwind().await {
@@ -441,97 +498,4 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "without a message".to_owned());
     clip(&text, MAX_ERROR_BYTES).to_owned()
-}
-
-/// What changes on a task whose attempt ended while its process lives: it is no suspect any more.
-fn ended_alive(envelope: &Envelope) -> Vec<(&'static str, String)> {
-    let mut fields = kept(envelope);
-    if envelope.deaths > 0 {
-        fields.push((field::DEATHS, "0".to_owned()));
-    }
-    fields
-}
-
-/// What an entry's place said, written down because the task is about to leave it.
-fn kept(envelope: &Envelope) -> Vec<(&'static str, String)> {
-    if envelope.id_written {
-        return Vec::new();
-    }
-    vec![
-        (field::ID, envelope.id.to_string()),
-        (field::ENQUEUED_AT, envelope.enqueued_at_ms.to_string()),
-    ]
-}
-
-/// What a dead letter carries beside its own fields.
-pub(crate) fn dead_fields(
-    session: &Session,
-    reason: &str,
-    error: &str,
-    version: Option<&Version>,
-) -> Vec<(&'static str, String)> {
-    vec![
-        (field::DEAD_REASON, reason.to_owned()),
-        (field::DEAD_ERROR, clip(error, MAX_ERROR_BYTES).to_owned()),
-        (
-            field::DEAD_VERSION,
-            version.map_or_else(String::new, ToString::to_string),
-        ),
-        (field::DEAD_SESSION, session.id.to_string()),
-        (field::DEAD_AT, (session.clock.now_us() / 1_000).to_string()),
-    ]
-}
-
-/// A task that goes to another stream without having run: nothing is burnt (P6).
-pub(crate) fn moved(task: &Claimed, to: usize) -> Outcome {
-    Outcome {
-        place: task.place,
-        entry: task.entry,
-        bytes: task.bytes,
-        ran: None,
-        fate: Some((Fate::Move { to }, kept(&task.envelope))),
-    }
-}
-
-/// P6: a task that its handler puts off has not failed: it comes back when it said, with the attempt refunded.
-fn snoozed(
-    session: &Session,
-    envelope: &Envelope,
-    (place, entry, bytes): (usize, StreamId, usize),
-    wait: Duration,
-    ran: Option<Ran>,
-) -> Outcome {
-    let due_ms = session.clock.now_us() / 1_000 + millis(wait.min(CENTURY));
-    let mut fields = ended_alive(envelope);
-    fields.push((
-        field::SNOOZES,
-        envelope.snoozes.saturating_add(1).min(MAX_COUNT).to_string(),
-    ));
-    Outcome {
-        place,
-        entry,
-        bytes,
-        ran,
-        fate: Some((Fate::Retry { due_ms }, fields)),
-    }
-}
-
-/// A task whose deadline passed before it could start.
-fn expired(session: &Session, task: &Claimed) -> Outcome {
-    let late = (session.clock.now_us() / 1_000).saturating_sub(task.envelope.expires_ms.unwrap_or(0));
-    tracing::warn!(queue.name = %session.queue, task.id = %task.envelope.id, late.ms = late, "task expired before it could start; it is a dead letter");
-    let mut fields = kept(&task.envelope);
-    let error = format!("not started within its deadline: {late} ms late");
-    fields.extend(dead_fields(session, "expired", &error, None));
-    Outcome {
-        place: task.place,
-        entry: task.entry,
-        bytes: task.bytes,
-        ran: None,
-        fate: Some((Fate::Dead, fields)),
-    }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

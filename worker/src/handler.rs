@@ -2,9 +2,14 @@
 
 use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc, time::Duration};
 
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use switchback_common::{Queue, TaskId, Version, clock::Moment};
 use tokio_util::sync::CancellationToken;
+
+use crate::{
+    results::{Returned, returned},
+    running::Reporter,
+};
 
 /// What a handler knows about its attempt.
 #[derive(Debug, Clone)]
@@ -35,9 +40,22 @@ pub struct Context {
     /// For the tests' own records.
     #[cfg(feature = "faults")]
     pub evidence: crate::faults::Evidence,
-    /// Fires when the attempt should end: timeout, shutdown, lost session. A handler that ignores it is dropped at
-    /// its next `.await`.
+    /// Fires when the attempt should end: timeout, shutdown, lost session, or the task was cancelled. A handler that
+    /// ignores it is dropped at an `.await`: at once, or when the grace is over (5 s for a cancelled task).
     pub cancelled: CancellationToken,
+    /// Whether what the handler returns is kept.
+    pub(crate) keeps_result: bool,
+    pub(crate) reporter: Reporter,
+}
+
+impl Context {
+    /// Says how far the attempt is, for `Producer::wait` and `switchback task show`. Never waits: the latest word is
+    /// written to Redis at most every 200 ms, and kept as long as the task's result, or an hour. `note` is cut to 200
+    /// bytes.
+    pub fn progress(&self, done: u64, total: u64, note: impl AsRef<str>) {
+        self.reporter
+            .say(self.attempt, &self.version, done, total, note.as_ref());
+    }
 }
 
 /// Why an attempt did not succeed.
@@ -112,20 +130,28 @@ impl<E: std::error::Error> From<E> for TaskError {
     }
 }
 
-/// A running handler with its type forgotten.
-pub(crate) type Running = Pin<Box<dyn Future<Output = Result<(), TaskError>> + Send>>;
+/// A running handler with its type forgotten: in the end what it returned, if that is kept.
+pub(crate) type Running = Pin<Box<dyn Future<Output = Result<Option<Returned>, TaskError>> + Send>>;
 
 /// A handler with its type forgotten: payload and context in, attempt out.
 pub(crate) type Handler = Arc<dyn Fn(Vec<u8>, Context) -> Running + Send + Sync>;
 
-pub(crate) fn erase<T, F, Fut>(handler: F) -> Handler
+pub(crate) fn erase<T, F, Fut, R>(handler: F) -> Handler
 where
     T: DeserializeOwned + Send + 'static,
     F: Fn(T, Context) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<(), TaskError>> + Send + 'static,
+    Fut: Future<Output = Result<R, TaskError>> + Send + 'static,
+    R: Serialize,
 {
     Arc::new(move |payload, context| match serde_json::from_slice::<T>(&payload) {
-        Ok(task) => Box::pin(handler(task, context)),
+        Ok(task) => {
+            let keeps_result = context.keeps_result;
+            let running = handler(task, context);
+            Box::pin(async move {
+                let value = running.await?;
+                Ok(keeps_result.then(|| returned(&value)))
+            })
+        }
         Err(error) => {
             // JSON of another shape may suit another version; what is not JSON suits none.
             let error = match error.classify() {

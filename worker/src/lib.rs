@@ -50,16 +50,19 @@
 //! - `queue`, `session` — one queue, session after session; what the loops of one session share
 //! - `streams`, `slots`, `plan` — what a session reads; how much it runs at once; how much of which it claims
 //! - `suspects` — what may have killed its process, and how it is run (P7)
-//! - `attempt`, `starts`, `reader`, `outcome` — one attempt; the start check (P3, P4); the gate read again; how it ended
+//! - `attempt`, `starts`, `reader`, `outcome`, `ends` — one attempt; the start check (P3, P4); the gate read again; how it ended
 //! - [`breaker`], `circuits`, `pace` — when a version, a queue or a key must wait
+//! - `cancel`, `running`, `results` — cancelled tasks; the attempts that run; what is kept of a task
 //! - `loops` — one file per duty
 //! - `health` — `/livez` and `/readyz`
 //! - [`examples`] — handlers that `switchback-worker` brings along
 
 mod attempt;
 pub mod breaker;
+mod cancel;
 mod circuits;
 pub mod config;
+mod ends;
 pub mod error;
 pub mod examples;
 #[cfg(feature = "faults")]
@@ -74,6 +77,8 @@ mod pushes;
 mod queue;
 mod reader;
 pub mod registry;
+mod results;
+mod running;
 mod session;
 mod slots;
 mod starts;

@@ -7,6 +7,7 @@ pub(crate) mod limiter;
 pub(crate) mod promoter;
 pub(crate) mod reaper;
 pub(crate) mod renewer;
+pub(crate) mod reporter;
 pub(crate) mod scheduler;
 pub(crate) mod settler;
 pub(crate) mod throttler;

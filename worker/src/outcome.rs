@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use switchback_common::{
     StreamId, TaskId, Version,
-    store::{log::Ended, settle::Fate},
+    store::{
+        log::Ended,
+        settle::{Fate, Keep},
+    },
 };
 
 /// What a settler is told.
@@ -29,6 +32,8 @@ pub(crate) struct Outcome {
     pub(crate) ran: Option<Ran>,
     /// `None`: plain done.
     pub(crate) fate: Option<(Fate, Vec<(&'static str, String)>)>,
+    /// What is kept of the task, if this ends it; only with a fate.
+    pub(crate) keep: Option<Box<Keep>>,
 }
 
 /// An attempt that ran.

@@ -21,7 +21,8 @@ use switchback_common::{
 };
 
 use crate::{
-    attempt::{self, Claimed},
+    attempt::Claimed,
+    ends,
     outcome::{Message, Outcome},
     session::Session,
     slots::Reserved,
@@ -180,7 +181,7 @@ pub(crate) async fn by_key(session: &Session, tasks: Vec<Claimed>) -> Vec<Claime
         }
         if !pause(session).await {
             for task in tasks {
-                let _ = session.outcomes.send(Message::Outcome(attempt::moved(&task, HEAD)));
+                let _ = session.outcomes.send(Message::Outcome(ends::moved(&task, HEAD)));
             }
             return Vec::new();
         }
@@ -198,7 +199,7 @@ pub(crate) async fn by_key(session: &Session, tasks: Vec<Claimed>) -> Vec<Claime
 }
 
 fn delayed(task: &Claimed, due_ms: u64) -> Outcome {
-    let mut outcome = attempt::moved(task, HEAD);
+    let mut outcome = ends::moved(task, HEAD);
     if let Some((fate, fields)) = &mut outcome.fate {
         *fate = Fate::Retry { due_ms };
         fields.push((field::SLOT, format!("{} {due_ms}", task.envelope.attempt)));

@@ -21,17 +21,19 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    cancel::Cancels,
     config::WorkerConfig,
     health::{Health, Pulse},
     loops::{
-        claimer, finder, gatekeeper, limiter, promoter, reaper, renewer::Renewer, scheduler, settler, throttler,
-        trimmer,
+        claimer, finder, gatekeeper, limiter, promoter, reaper, renewer::Renewer, reporter, scheduler, settler,
+        throttler, trimmer,
     },
     outcome::Message,
     pace::Pacer,
     pushes::Pushes,
     reader::GateReader,
     registry::QueueSpec,
+    running::Running,
     session::{Floors, Held, RedisClock, Session},
     slots::Slots,
     starts::StartBoard,
@@ -72,6 +74,7 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
             endings.spawn(gatekeeper::run(Arc::clone(&session))),
             endings.spawn(throttler::run(Arc::clone(&session))),
         ];
+        endings.spawn(reporter::run(Arc::clone(&session)));
         for n in 0..CLAIMERS {
             loops.spawn(claimer::run(Arc::clone(&session), n == 0));
         }
@@ -164,6 +167,9 @@ async fn try_begin(
         suspects: Suspects::new(spec.concurrency),
         pacer: Pacer::default(),
         held: Held::default(),
+        cancels: Cancels::new(),
+        running: Running::default(),
+        reported: Notify::new(),
         clock: RedisClock::new(),
         floors: Floors::default(),
         outcomes,

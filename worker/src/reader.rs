@@ -35,7 +35,7 @@ impl GateReader {
         let read = session.view.store().read(&link, Some(&session.id)).await?;
         slot.0 = Some(link);
         session.note_read(read.sent, read.time_us, read.lease);
-        match session.view.obey(read).await? {
+        match session.obey(read).await? {
             Verdict::Obey(obeyed) => {
                 session.pulse.gate_known(true);
                 slot.1 = Some(obeyed.clone());

@@ -2,9 +2,10 @@
 
 use std::{collections::BTreeMap, marker::PhantomData, time::Duration};
 
+use serde::Serialize;
 use switchback_common::{
     Task, TaskType, Version,
-    envelope::DEFAULT_MAX_PAYLOAD,
+    envelope::{DEFAULT_MAX_PAYLOAD, MAX_RESULT_KEPT},
     retry::RetryPolicy,
     schedule::{MAX_SCHEDULES, Schedule, ScheduleError, ScheduleName},
 };
@@ -40,6 +41,7 @@ pub(crate) struct RawSpec {
     pub(crate) max_payload: usize,
     pub(crate) schedules: Vec<(String, Schedule)>,
     pub(crate) breaker: Option<Breaker>,
+    pub(crate) keep_results: Option<Duration>,
 }
 
 impl std::fmt::Debug for RawSpec {
@@ -64,17 +66,22 @@ impl<T: Task> TaskSpec<T> {
                 max_payload: DEFAULT_MAX_PAYLOAD,
                 schedules: Vec::new(),
                 breaker: None,
+                keep_results: None,
             },
             task: PhantomData,
         }
     }
 
     /// Runs tasks that the gate gives to `version` with `handler`. The first version named seeds the gate of a new queue.
+    ///
+    /// What the handler returns is written as JSON if the result is to be kept, see [`keep_results`](Self::keep_results),
+    /// and dropped otherwise.
     #[must_use]
-    pub fn version<F, Fut>(mut self, version: impl Into<String>, handler: F) -> Self
+    pub fn version<F, Fut, R>(mut self, version: impl Into<String>, handler: F) -> Self
     where
         F: Fn(T, Context) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<(), TaskError>> + Send + 'static,
+        Fut: Future<Output = Result<R, TaskError>> + Send + 'static,
+        R: Serialize,
     {
         self.raw.versions.push((version.into(), erase(handler)));
         self
@@ -98,6 +105,14 @@ impl<T: Task> TaskSpec<T> {
     #[must_use]
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.raw.retry = policy;
+        self
+    }
+
+    /// Keeps how every task of this type ended, and what its handler returned, for `ttl`: at most 30 days and 60 KiB each.
+    /// By default only what its producer asked for with `keep_result` is kept.
+    #[must_use]
+    pub fn keep_results(mut self, ttl: Duration) -> Self {
+        self.raw.keep_results = Some(ttl.clamp(Duration::from_millis(1), MAX_RESULT_KEPT));
         self
     }
 
@@ -148,6 +163,7 @@ pub(crate) struct QueueSpec {
     pub(crate) schedules: Vec<(ScheduleName, Schedule)>,
     /// Outlive sessions, as the versions they judge do.
     pub(crate) circuits: Circuits,
+    pub(crate) keep_results: Option<Duration>,
 }
 
 impl std::fmt::Debug for QueueSpec {
@@ -202,6 +218,7 @@ pub(crate) fn check(specs: Vec<RawSpec>) -> Result<Vec<QueueSpec>, WorkerError> 
             retry: raw.retry,
             max_payload: raw.max_payload,
             schedules,
+            keep_results: raw.keep_results,
         });
     }
     Ok(out)

@@ -15,12 +15,14 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    cancel::Cancels,
     config::WorkerConfig,
     health::Pulse,
     outcome::Message,
     pace::Pacer,
     reader::GateReader,
     registry::QueueSpec,
+    running::Running,
     slots::Slots,
     starts::StartBoard,
     streams::Streams,
@@ -108,6 +110,8 @@ pub(crate) struct Session {
     pub(crate) suspects: Suspects,
     pub(crate) pacer: Pacer,
     pub(crate) held: Held,
+    pub(crate) cancels: Cancels,
+    pub(crate) running: Running,
     pub(crate) clock: RedisClock,
     pub(crate) floors: Floors,
     pub(crate) outcomes: mpsc::UnboundedSender<Message>,
@@ -122,6 +126,8 @@ pub(crate) struct Session {
     pub(crate) ruling_changed: Notify,
     /// There is more work than one claim took: a second claimer may help.
     pub(crate) busy: Notify,
+    /// An attempt said how far it is.
+    pub(crate) reported: Notify,
     /// A retry was scheduled, or a task enqueued that is due soon: look at what is delayed.
     pub(crate) retry_scheduled: Notify,
     /// A dead letter was settled: there may be too many now.

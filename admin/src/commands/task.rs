@@ -1,7 +1,11 @@
-//! `task enqueue | show`.
+//! `task enqueue | show | wait | cancel`.
 
-use std::{collections::BTreeMap, io::Read as _};
+mod cancel;
+mod wait;
 
+use std::{collections::BTreeMap, io::Read as _, time::Duration};
+
+use jiff::SignedDuration;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use switchback_common::{
@@ -10,14 +14,16 @@ use switchback_common::{
     envelope::{AttemptError, DEFAULT_MAX_PAYLOAD, Envelope, field},
     id::stream_salt,
     store::{
+        cancel::mark_of,
         inspect::{self, FIND_WINDOW, Found},
         keyspace::Key,
         log,
         reply::{self, field_number, field_text},
+        results::{self, Kept, Progress, State},
         session::SessionStore,
     },
 };
-use switchback_gates::GateError;
+use switchback_gates::{Decision, GateError, decide};
 use switchback_producer::Producer;
 
 use crate::{
@@ -33,6 +39,8 @@ use crate::{
 /// Entries of the log that a look-up reads at most, and per request.
 const LOG_WINDOW: usize = 10_000;
 const PAGE: usize = 500;
+/// Revisions looked at for the one in force: notes and refused edits lie between.
+const HISTORY_WINDOW: usize = 50;
 
 pub(crate) async fn run(context: &Context, out: &mut Output, verb: TaskVerb) -> Result<(), Failure> {
     match verb {
@@ -41,9 +49,25 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: TaskVerb) -> 
             source,
             key,
             id,
-        } => enqueue(context, out, task_type, source, key, id).await,
+            keep_result,
+        } => {
+            let keep_result = keep_result.map(duration).transpose()?;
+            enqueue(context, out, task_type, source, (key, id, keep_result)).await
+        }
+        TaskVerb::Wait { task_type, id, timeout } => {
+            wait::run(context, out, &context.queue(task_type), &id, duration(timeout)?).await
+        }
+        TaskVerb::Cancel {
+            task_type,
+            ids,
+            options,
+        } => cancel::run(context, out, &context.queue(task_type), &ids, options).await,
         TaskVerb::Show { task_type, id } => show(context, out, &context.queue(task_type), &id).await,
     }
+}
+
+fn duration(given: SignedDuration) -> Result<Duration, Failure> {
+    Duration::try_from(given).map_err(|_| Failure::Usage("a duration cannot be negative".to_owned()))
 }
 
 #[derive(Debug, Serialize)]
@@ -57,8 +81,7 @@ async fn enqueue(
     out: &mut Output,
     task_type: TaskType,
     source: PayloadSource,
-    key: Option<String>,
-    id: Option<TaskId>,
+    (key, id, keep_result): (Option<String>, Option<TaskId>, Option<Duration>),
 ) -> Result<(), Failure> {
     let text = read_payload(source)?;
     let payload: Box<RawValue> =
@@ -70,6 +93,9 @@ async fn enqueue(
     }
     if let Some(id) = id {
         request = request.id(id.to_string());
+    }
+    if let Some(ttl) = keep_result {
+        request = request.keep_result(ttl);
     }
     let id = request.await?;
     let queue = context.queue(task_type.clone());
@@ -142,6 +168,9 @@ struct TaskView {
     attempts: Vec<AttemptView>,
     log_complete: bool,
     dead: Option<DeadPart>,
+    cancel_asked_at: Option<String>,
+    cancel_asked_at_us: Option<u64>,
+    kept: Option<KeptPart>,
     payload: Option<String>,
     payload_encoding: Option<&'static str>,
     malformed: Option<String>,
@@ -153,6 +182,10 @@ struct Holder {
     host: Option<String>,
     pid: Option<u32>,
     live: bool,
+    since: Option<String>,
+    since_us: u64,
+    /// The version that the gate gives the task, unless the gate changed since it was claimed.
+    version: Option<Version>,
     #[serde(skip)]
     words: String,
 }
@@ -184,13 +217,54 @@ struct DeadPart {
     at_us: u64,
 }
 
+/// What is kept of the task.
+#[derive(Debug, Serialize)]
+struct KeptPart {
+    state: State,
+    at: Option<String>,
+    at_us: u64,
+    attempt: u32,
+    version: Option<Version>,
+    result: Option<Box<RawValue>>,
+    error: Option<String>,
+    progress: Option<Progress>,
+}
+
+impl From<Kept> for KeptPart {
+    fn from(kept: Kept) -> Self {
+        let at_us = kept.at_ms.saturating_mul(1_000);
+        let report = kept.report;
+        Self {
+            state: kept.state,
+            at: rfc3339(at_us),
+            at_us,
+            attempt: report.attempt,
+            version: report.version,
+            result: report.result,
+            error: report.error,
+            progress: report.progress,
+        }
+    }
+}
+
+/// What the log says of a task.
+#[derive(Debug, Default)]
+struct Logged {
+    /// Oldest first.
+    attempts: Vec<AttemptView>,
+    cancelled: bool,
+    /// Whether nothing of the log was left unread.
+    complete: bool,
+}
+
 async fn show(context: &Context, out: &mut Output, queue: &Queue, id: &TaskId) -> Result<(), Failure> {
     let found = inspect::find(&context.store, queue, id).await?;
     // A derived id says when it was enqueued: older log entries cannot speak of it.
     let main = context.keyspace().render(&Key::Stream(queue.clone()));
     let since = id.entry(stream_salt(&main)).map(|entry| entry.ms);
-    let (attempts, log_complete) = attempts_of(context, queue, id, since).await?;
-    if found.is_none() && attempts.is_empty() {
+    let logged = logged_of(context, queue, id, since).await?;
+    let kept = results::read(&context.store, queue, id).await?;
+    if found.is_none() && logged.attempts.is_empty() && !logged.cancelled && kept.is_none() {
         context.require(queue).await?;
         return Err(Failure::NotFound(format!(
             "task {id} of {queue} is not within the window: neither among the newest {FIND_WINDOW} entries of each stream \
@@ -202,18 +276,18 @@ async fn show(context: &Context, out: &mut Output, queue: &Queue, id: &TaskId) -
         .as_ref()
         .and_then(|f| reply::field(&f.fields, field::PAYLOAD))
         .map(<[u8]>::to_vec);
-    let view = view_of(context, queue, id, found, attempts, log_complete).await?;
+    let mut view = view_of(context, queue, id, found, logged, now).await?;
+    view.kept = kept.map(KeptPart::from);
+    let mark = mark_of(&context.store, queue, id).await?;
+    view.cancel_asked_at_us = mark.map(|mark| mark.at_us);
+    view.cancel_asked_at = view.cancel_asked_at_us.and_then(rfc3339);
     out.value(&view, |_| human(&view, payload.as_deref(), now))
 }
 
-/// The attempts on record, oldest first, and whether nothing of the log was left unread.
-async fn attempts_of(
-    context: &Context,
-    queue: &Queue,
-    id: &TaskId,
-    since_ms: Option<u64>,
-) -> Result<(Vec<AttemptView>, bool), Failure> {
-    let mut out = Vec::new();
+/// The attempts on record.
+async fn logged_of(context: &Context, queue: &Queue, id: &TaskId, since_ms: Option<u64>) -> Result<Logged, Failure> {
+    let mut out = Logged::default();
+    let removed = format!("{id}: removed");
     let mut before: Option<StreamId> = None;
     for _ in 0..LOG_WINDOW / PAGE {
         let page = log::read_back(&context.store, queue, before, PAGE).await?;
@@ -221,13 +295,16 @@ async fn attempts_of(
         for entry in page {
             before = Some(entry.id);
             if since_ms.is_some_and(|since| entry.id.ms < since) {
-                out.reverse();
-                return Ok((out, true));
+                out.attempts.reverse();
+                out.complete = true;
+                return Ok(out);
             }
+            out.cancelled |= entry.cancelled.iter().any(|(task, _)| task == id);
+            out.cancelled |= entry.kind == "cancel" && entry.text == removed;
             for group in &entry.attempts {
                 for row in group.tasks.iter().filter(|row| row.0 == *id) {
                     let settled_us = entry.id.ms.saturating_mul(1_000);
-                    out.push(AttemptView {
+                    out.attempts.push(AttemptView {
                         attempt: row.2,
                         version: group.version.clone(),
                         rev: group.rev,
@@ -245,12 +322,12 @@ async fn attempts_of(
             }
         }
         if ended {
-            out.reverse();
-            return Ok((out, true));
+            out.complete = true;
+            break;
         }
     }
-    out.reverse();
-    Ok((out, false))
+    out.attempts.reverse();
+    Ok(out)
 }
 
 async fn view_of(
@@ -258,13 +335,14 @@ async fn view_of(
     queue: &Queue,
     id: &TaskId,
     found: Option<Found>,
-    attempts: Vec<AttemptView>,
-    log_complete: bool,
+    logged: Logged,
+    now: u64,
 ) -> Result<TaskView, Failure> {
+    let attempts = logged.attempts;
     let mut view = TaskView {
         queue: queue.to_string(),
         id: id.to_string(),
-        state: "gone",
+        state: if logged.cancelled { "cancelled" } else { "gone" },
         place: None,
         entry: None,
         attempt: attempts.iter().map(|a| u64::from(a.attempt)).max().unwrap_or(0),
@@ -279,8 +357,11 @@ async fn view_of(
         headers: BTreeMap::new(),
         errors: Vec::new(),
         attempts,
-        log_complete,
+        log_complete: logged.complete,
         dead: None,
+        cancel_asked_at: None,
+        cancel_asked_at_us: None,
+        kept: None,
         payload: None,
         payload_encoding: None,
         malformed: None,
@@ -301,6 +382,7 @@ async fn view_of(
         ("dead", _, _) => "dead",
         (_, Some(_), _) => "in_flight",
         (_, None, true) => "waiting",
+        (_, None, false) if logged.cancelled => "cancelled",
         // Delivered, held by nobody, still in the stream: settled as done, and retained.
         (_, None, false) => "done",
     };
@@ -339,13 +421,24 @@ async fn view_of(
         let info = sessions.iter().find(|s| s.id.as_str() == session);
         let record = info.and_then(|s| s.record.as_ref());
         let live = info.is_some_and(is_live);
+        let held_us = u64::try_from(found.held_for.as_micros()).unwrap_or(u64::MAX);
+        let since_us = now.saturating_sub(held_us);
+        let key = view.key.clone().unwrap_or_else(|| view.id.clone());
+        let version = version_since(context, queue, &key, since_us).await?;
         view.held_by = Some(Holder {
             words: format!(
-                "{} (session {}{})",
+                "{} (session {}{}) since {}{}",
                 info.map_or_else(|| "unknown host".to_owned(), whereabouts),
                 plain(&session),
-                if live { "" } else { ", lost: another worker takes over" }
+                if live { "" } else { ", lost: another worker takes over" },
+                ago(now, since_us),
+                version
+                    .as_ref()
+                    .map_or_else(String::new, |version| format!(", {version}"))
             ),
+            since: rfc3339(since_us),
+            since_us,
+            version,
             host: record.map(|r| r.host.clone()),
             pid: record.map(|r| r.pid),
             session,
@@ -360,13 +453,29 @@ async fn view_of(
     Ok(view)
 }
 
+/// The version that the gate gives `key`, if the gate is as it was at `since_us`.
+async fn version_since(context: &Context, queue: &Queue, key: &str, since_us: u64) -> Result<Option<Version>, Failure> {
+    let Some(shown) = context.gate(queue).await? else {
+        return Ok(None);
+    };
+    let history = context.gates.history(queue, None, HISTORY_WINDOW).await?;
+    let sealed = history.iter().find(|e| e.kind == "change" && e.rev == shown.rev);
+    if sealed.is_none_or(|e| e.at_us >= since_us) {
+        return Ok(None);
+    }
+    Ok(match decide(&shown.gate, &queue.task_type, || key.to_owned()) {
+        Decision::Run(version) => Some(version.clone()),
+        Decision::Hold => None,
+    })
+}
+
 fn human(view: &TaskView, payload: Option<&[u8]>, now: u64) -> String {
     let when = |us: Option<u64>, exact: &Option<String>| match (us, exact) {
         (Some(us), Some(exact)) => format!("{} ({exact})", ago(now, us)),
         _ => String::new(),
     };
     let state = match (view.state, &view.place) {
-        ("done", _) => "done (its entry is kept for a while)".to_owned(),
+        ("done" | "cancelled", Some(_)) => format!("{} (its entry is kept for a while)", view.state),
         ("gone", _) => "gone: only the log speaks of it".to_owned(),
         (state, Some(place)) if place == "suspect" => format!(
             "{} among the suspects: its process died while it may have run",
@@ -376,6 +485,11 @@ fn human(view: &TaskView, payload: Option<&[u8]>, now: u64) -> String {
         (state, None) => state.to_owned(),
     };
     let dead = view.dead.as_ref();
+    let kept = view.kept.as_ref();
+    let result_words = |kept: &KeptPart| {
+        let result = kept.result.as_ref().map(|json| plain(json.get()));
+        result.or_else(|| kept.error.as_deref().map(plain)).unwrap_or_default()
+    };
     let or_none = |n: u64| if n == 0 { String::new() } else { n.to_string() };
     let mut text = sheet(&[
         ("QUEUE", view.queue.clone()),
@@ -388,6 +502,14 @@ fn human(view: &TaskView, payload: Option<&[u8]>, now: u64) -> String {
             "HELD BY",
             view.held_by.as_ref().map(|h| h.words.clone()).unwrap_or_default(),
         ),
+        ("CANCEL ASKED", when(view.cancel_asked_at_us, &view.cancel_asked_at)),
+        (
+            "PROGRESS",
+            kept.and_then(|k| k.progress.as_ref())
+                .map(wait::words)
+                .unwrap_or_default(),
+        ),
+        ("RESULT", kept.map(result_words).unwrap_or_default()),
         ("ATTEMPTS", view.attempt.to_string()),
         ("DEATHS", or_none(view.deaths)),
         ("RECOVERED", or_none(view.recovered)),

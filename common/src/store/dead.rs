@@ -244,8 +244,8 @@ impl DeadStore {
     pub async fn requeue(&self, entries: &[StreamId], operator: &Operator) -> Result<u64, StoreError> {
         let mut call = script::DEAD_REQUEUE.prepare_invoke();
         self.keys(&mut call);
-        for stream in [Key::Stream, Key::High, Key::Low] {
-            call.key(self.store.keyspace().render(&stream(self.queue.clone())));
+        for key in [Key::Stream, Key::High, Key::Low, Key::Cancel] {
+            call.key(self.store.keyspace().render(&key(self.queue.clone())));
         }
         self.act("requeue", call, entries, operator).await
     }

@@ -51,6 +51,8 @@ pub struct NewTask {
     pub remember: Option<Duration>,
     /// JSON object of headers.
     pub headers: Option<String>,
+    /// The field `result`, as it stands in the envelope.
+    pub result: Option<String>,
     /// Which stream it goes to.
     pub priority: Priority,
     /// The field `expires`, as it stands in the envelope.
@@ -79,6 +81,7 @@ impl NewTask {
                 text(field::HEADERS, self.headers.as_deref()),
                 text(field::PRIORITY, self.priority.field()),
                 text(field::EXPIRES, self.expires.as_deref()),
+                text(field::RESULT, self.result.as_deref()),
                 text(field::UNIQUE, self.unique.as_ref().map(|unique| unique.key.as_str())),
             ]
             .into_iter()

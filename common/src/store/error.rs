@@ -75,6 +75,16 @@ pub enum StoreError {
         /// The queue.
         queue: String,
     },
+    /// Too many cancellations are on record.
+    #[error(
+        "{queue} has {limit} cancellations of tasks that no worker has met yet; wait until workers have passed them, or pause the queue"
+    )]
+    CancelsFull {
+        /// The queue.
+        queue: String,
+        /// The limit.
+        limit: usize,
+    },
     /// The server is too old.
     #[error("Redis at {address} is version {found}, Switchback needs 7.0 or newer")]
     TooOld {
@@ -158,6 +168,7 @@ impl StoreError {
             | Self::WritesRefused { .. }
             | Self::NoGroup { .. } => true,
             Self::BadUrl(_)
+            | Self::CancelsFull { .. }
             | Self::Denied { .. }
             | Self::TooOld { .. }
             | Self::Evicting { .. }
@@ -185,6 +196,7 @@ impl StoreError {
             | Self::OutOfMemory { .. }
             | Self::WritesRefused { .. }
             | Self::NoGroup { .. }
+            | Self::CancelsFull { .. }
             | Self::TooOld { .. }
             | Self::Evicting { .. }
             | Self::Unexpected { .. }

@@ -57,6 +57,8 @@ pub struct GateRead {
     pub found: Found,
     /// How long the session's lease still ran; `None` if it is gone (or there is no session).
     pub lease: Option<Duration>,
+    /// Changes whenever a task is cancelled: see [`cancel`](super::cancel). 0 if none ever was.
+    pub cancels: u64,
 }
 
 /// What a look at the gate found.
@@ -214,7 +216,7 @@ impl GateStore {
         pipe.cmd("HGETALL").arg(&self.keys[0]);
         pipe.cmd("HMGET")
             .arg(&self.keys[1])
-            .arg(&["rev", "digest", "seen", "prev"]);
+            .arg(&["rev", "digest", "seen", "prev", "cancels"]);
         if let Some(key) = lease_key {
             pipe.cmd("PTTL").arg(key);
         }
@@ -234,11 +236,13 @@ impl GateStore {
                 .map(Duration::from_millis),
             None => None,
         };
+        let (found, cancels) = parse_found(gate, state)?;
         Ok(GateRead {
             sent,
             time_us: reply::time_us(time)?,
-            found: parse_found(gate, state)?,
+            found,
             lease,
+            cancels,
         })
     }
 
@@ -307,10 +311,10 @@ impl GateStore {
         }
         let (word, mut rest) = reply::verdict("gate change", link.run_script(&call).await?)?;
         Ok(match word.as_str() {
-            "changed" => Changed::Changed(parse_state("gate change", rest)?.1),
-            "same" => Changed::Same(parse_state("gate change", rest)?.1),
-            "would" => Changed::Would(parse_state("gate change", rest)?.1),
-            "moved" => Changed::Moved(parse_state("gate change", rest)?.1),
+            "changed" => Changed::Changed(parse_state("gate change", rest)?.2),
+            "same" => Changed::Same(parse_state("gate change", rest)?.2),
+            "would" => Changed::Would(parse_state("gate change", rest)?.2),
+            "moved" => Changed::Moved(parse_state("gate change", rest)?.2),
             "refused" => Changed::Refused {
                 field: reply::text("gate change", rest.next().unwrap_or(Value::Nil))?,
                 reason: reply::text("gate change", rest.next().unwrap_or(Value::Nil))?,
@@ -396,18 +400,33 @@ fn history_entry(entry: reply::Entry) -> HistoryEntry {
 
 /// A script that answers with the state in force has read the gate after it was sent.
 fn script_read(what: &'static str, sent: Moment, rest: std::vec::IntoIter<Value>) -> Result<GateRead, StoreError> {
-    let (time_us, sealed) = parse_state(what, rest)?;
+    let (time_us, cancels, sealed) = parse_state(what, rest)?;
     Ok(GateRead {
         sent,
         time_us,
         found: Found::Settled(Arc::new(sealed)),
         lease: None,
+        cancels,
     })
 }
 
-fn parse_state(what: &'static str, rest: std::vec::IntoIter<Value>) -> Result<(u64, Sealed), StoreError> {
+fn parse_state(what: &'static str, rest: std::vec::IntoIter<Value>) -> Result<(u64, u64, Sealed), StoreError> {
     let items: Vec<Value> = rest.collect();
-    let Ok([rev, digest, time, active, candidate, percent, pins, paused, prev]) = <[Value; 9]>::try_from(items) else {
+    let Ok(
+        [
+            rev,
+            digest,
+            time,
+            active,
+            candidate,
+            percent,
+            pins,
+            paused,
+            prev,
+            cancels,
+        ],
+    ) = <[Value; 10]>::try_from(items)
+    else {
         return Err(unexpected(what, &Value::Nil));
     };
     let text = |value| reply::text(what, value);
@@ -423,7 +442,7 @@ fn parse_state(what: &'static str, rest: std::vec::IntoIter<Value>) -> Result<(u
             paused: text(paused)?,
         },
     };
-    Ok((reply::count(what, &time)?, sealed))
+    Ok((reply::count(what, &time)?, reply::count(what, &cancels)?, sealed))
 }
 
 /// A gate key of another type (`SET` for `HSET`) reads as an empty hash: an edit, which sealing puts right (P8).
@@ -434,24 +453,24 @@ pub(crate) fn or_lost(gate: Result<Value, StoreError>) -> Result<Value, StoreErr
     }
 }
 
-fn parse_found(gate: Value, state: Value) -> Result<Found, StoreError> {
+fn parse_found(gate: Value, state: Value) -> Result<(Found, u64), StoreError> {
     let mut raw = reply::fields("gate", gate)?;
-    let mut state = reply::array("gate state", state)?.into_iter();
-    let (Some(rev), Some(digest), Some(seen), Some(prev)) = (state.next(), state.next(), state.next(), state.next())
-    else {
+    let state = reply::array("gate state", state)?;
+    let Ok([rev, digest, seen, prev, cancels]) = <[Value; 5]>::try_from(state) else {
         return Err(unexpected("gate state", &Value::Nil));
     };
+    let cancels = reply::count("gate state", &cancels)?;
     if matches!(rev, Value::Nil) {
-        return Ok(Found::Missing);
+        return Ok((Found::Missing, cancels));
     }
     raw.sort();
     if fingerprint(&raw) != reply::bytes("gate state", seen)? {
-        return Ok(Found::Edited);
+        return Ok((Found::Edited, cancels));
     }
     // Equal to what the last seal wrote: the human hash is the sealed state.
     let text = |name| field_text(&raw, name);
     let or = |value: String, default: &str| if value.is_empty() { default.to_owned() } else { value };
-    Ok(Found::Settled(Arc::new(Sealed {
+    let sealed = Sealed {
         rev: reply::count("gate state", &rev)?,
         digest: reply::text("gate state", digest)?,
         prev: reply::text("gate state", prev)?,
@@ -462,7 +481,8 @@ fn parse_found(gate: Value, state: Value) -> Result<Found, StoreError> {
             pins: text("pins"),
             paused: or(text("paused"), "0"),
         },
-    })))
+    };
+    Ok((Found::Settled(Arc::new(sealed)), cancels))
 }
 
 /// Byte-sorted, length-prefixed: the same text as `fingerprint` in `core.lua`.

@@ -1,5 +1,7 @@
 //! Looking: what the command line and the worker's duties read. Nothing here changes anything.
 
+use std::time::Duration;
+
 use redis::{Cmd, Value};
 
 use super::{
@@ -295,8 +297,55 @@ pub struct Found {
     pub fields: Fields,
     /// The session that holds it, if one does.
     pub held_by: Option<String>,
+    /// How long ago it was given to that session.
+    pub held_for: Duration,
     /// Whether it is past the group's last delivery: still waiting.
     pub waiting: bool,
+}
+
+/// The stream and entry that `id` was made from; `None` for an id that somebody gave.
+#[must_use]
+pub fn own_place(store: &Store, queue: &Queue, id: &TaskId) -> Option<(Key, StreamId)> {
+    Key::fixed_streams(queue).into_iter().find_map(|place| {
+        let entry = id.entry(stream_salt(&store.keyspace().render(&place)))?;
+        Some((place, entry))
+    })
+}
+
+/// Looks for a task where its id leads: the entry it was made from, or the one that its idempotent enqueue made. One
+/// look, however much waits; a task that was moved is not found.
+///
+/// # Errors
+/// When Redis does not answer.
+pub async fn find_in_place(store: &Store, queue: &Queue, id: &TaskId) -> Result<Option<Found>, StoreError> {
+    let key = |key: &Key| store.keyspace().render(key);
+    let link = store.cold().await?;
+    let (place, entry, given) = match own_place(store, queue, id) {
+        Some((place, entry)) => (place, entry, false),
+        None => {
+            let mut cmd = Cmd::new();
+            cmd.arg("GET").arg(key(&Key::UniqueId(queue.clone(), id.to_string())));
+            let first = reply::bytes("marker", link.run(cmd).await?)?;
+            match StreamId::parse(&first) {
+                Some(entry) => (Key::Stream(queue.clone()), entry, true),
+                None => return Ok(None),
+            }
+        }
+    };
+    let stream = key(&place);
+    let mut cmd = Cmd::new();
+    cmd.arg("XRANGE")
+        .arg(&stream)
+        .arg(entry.to_string())
+        .arg(entry.to_string());
+    let Some(entry) = reply::entries("task", link.run(cmd).await?)?.into_iter().next() else {
+        return Ok(None);
+    };
+    let named = entry.fields.as_ref().map_or_else(String::new, |f| field_text(f, "id"));
+    if named == id.to_string() || (named.is_empty() && !given) {
+        return located(store, &place.label(), &stream, entry).await.map(Some);
+    }
+    Ok(None)
 }
 
 /// Entries of each stream and of the dead letters that a look-up by id reads at most.
@@ -308,21 +357,10 @@ pub const FIND_WINDOW: usize = 10_000;
 /// When Redis does not answer. `Ok(None)`: not within the window.
 pub async fn find(store: &Store, queue: &Queue, id: &TaskId) -> Result<Option<Found>, StoreError> {
     let key = |key: Key| store.keyspace().render(&key);
-    let link = store.cold().await?;
-    for place in Key::fixed_streams(queue) {
-        let stream = key(place.clone());
-        let Some(entry) = id.entry(stream_salt(&stream)) else {
-            continue;
-        };
-        let mut cmd = Cmd::new();
-        cmd.arg("XRANGE")
-            .arg(&stream)
-            .arg(entry.to_string())
-            .arg(entry.to_string());
-        if let Some(entry) = reply::entries("task", link.run(cmd).await?)?.into_iter().next() {
-            return located(store, &place.label(), &stream, entry).await.map(Some);
-        }
+    if let Some(found) = find_in_place(store, queue, id).await? {
+        return Ok(Some(found));
     }
+    let link = store.cold().await?;
     let mut pipe = redis::pipe();
     pipe.cmd("HGET")
         .arg(key(Key::Envelope(queue.clone())))
@@ -344,6 +382,7 @@ pub async fn find(store: &Store, queue: &Queue, id: &TaskId) -> Result<Option<Fo
             entry: StreamId { ms, seq: 0 },
             fields: unpack(packed),
             held_by: None,
+            held_for: Duration::ZERO,
             waiting: true,
         }));
     }
@@ -385,17 +424,16 @@ async fn located(store: &Store, place: &str, stream: &str, entry: Entry) -> Resu
     let mut cmd = Cmd::new();
     cmd.arg("XPENDING").arg(stream).arg(GROUP);
     cmd.arg(entry.id.to_string()).arg(entry.id.to_string()).arg(1);
-    let held_by = match link.run(cmd).await {
-        Ok(value) => match reply::array("XPENDING", value)?.into_iter().next() {
-            Some(item) => reply::array("XPENDING", item)?
-                .into_iter()
-                .nth(1)
-                .map(|v| reply::text("XPENDING", v))
-                .transpose()?,
-            None => None,
-        },
+    let pending = match link.run(cmd).await {
+        Ok(value) => reply::array("XPENDING", value)?.into_iter().next(),
         Err(_) => None, // no group: the dead letters
     };
+    let mut pending = match pending {
+        Some(item) => reply::array("XPENDING", item)?.into_iter().skip(1),
+        None => Vec::new().into_iter().skip(1),
+    };
+    let held_by = pending.next().map(|v| reply::text("XPENDING", v)).transpose()?;
+    let idle = pending.next().map_or(Ok(0), |v| reply::count("XPENDING", &v))?;
     let info = group(store, stream).await?;
     Ok(Found {
         place: place.to_owned(),
@@ -403,6 +441,7 @@ async fn located(store: &Store, place: &str, stream: &str, entry: Entry) -> Resu
         entry: entry.id,
         fields: entry.fields.unwrap_or_default(),
         held_by,
+        held_for: Duration::from_millis(idle),
     })
 }
 

@@ -49,7 +49,7 @@ pub enum Key {
     /// STRING · per queue · never stays: touched so that workers, which are told of every write below `sb:gate:`, look for
     /// delayed tasks. A key of its own, because producers touch it and must not need to write gates.
     Wake(Queue),
-    /// HASH · per queue · scripts only: `rev digest prev sealed_at seen ops` and the sealed values.
+    /// HASH · per queue · scripts only: `rev digest prev sealed_at seen ops cancels` and the sealed values.
     GateState(Queue),
     /// STREAM · per queue · every gate revision; about 10 000 entries.
     History(Queue),
@@ -76,6 +76,12 @@ pub enum Key {
     /// HASH · per queue · **for people**: schedule -> JSON definition; beside it `<schedule>:last`, the last tick fired (ms),
     /// and `<schedule>:alerted`, when the log says that the definition is broken. Written by workers, the CLI, and by hand.
     Schedules(Queue),
+    /// ZSET · per queue · id of a cancelled task by when it was marked (µs of Redis's clock; negative: only if it has not
+    /// started). Written by `cancel.lua`, taken away by `settle.lua`; at most 10 000, at least 7 days.
+    Cancel(Queue),
+    /// STRING, PX · per task that asked for it or reports progress · JSON of how it ended, or how far it is. Written by
+    /// `settle.lua`, `progress.lua`, `cancel.lua`.
+    Result(Queue, String),
     /// SET · per namespace · directory of its queues. The only key outside a queue's slot.
     Queues(Namespace),
 }
@@ -165,6 +171,8 @@ impl Keyspace {
             Key::Rate(q) | Key::KeyRate(q, _) => ("rate", q),
             Key::UniqueId(q, _) | Key::UniqueKey(q, _) => ("unique", q),
             Key::Schedules(q) => ("schedules", q),
+            Key::Cancel(q) => ("cancel", q),
+            Key::Result(q, _) => ("result", q),
             Key::Queues(namespace) => return format!("{prefix}:queues:{{{namespace}}}"),
         };
         let _ = write!(out, "{prefix}:{kind}:{{{}:{}}}", queue.namespace, queue.task_type);
@@ -178,6 +186,7 @@ impl Keyspace {
             Key::KeyRate(_, key) => write!(out, ":{key}"),
             Key::UniqueId(_, id) => write!(out, ":id:{id}"),
             Key::UniqueKey(_, key) => write!(out, ":key:{key}"),
+            Key::Result(_, id) => write!(out, ":{id}"),
             Key::Stream(_)
             | Key::Head(_)
             | Key::Suspect(_)
@@ -194,6 +203,7 @@ impl Keyspace {
             | Key::Log(_)
             | Key::Schedules(_)
             | Key::Rate(_)
+            | Key::Cancel(_)
             | Key::Queues(_) => Ok(()),
         };
         out
@@ -245,6 +255,8 @@ impl Keyspace {
                 ("key", key) => Key::UniqueKey(queue, key.to_owned()),
                 _ => return None,
             },
+            ("cancel", None) => Key::Cancel(queue),
+            ("result", Some(id)) => Key::Result(queue, id.to_owned()),
             _ => return None,
         })
     }
@@ -293,6 +305,8 @@ impl Key {
             | Self::UniqueId(..)
             | Self::UniqueKey(..)
             | Self::Schedules(_)
+            | Self::Cancel(_)
+            | Self::Result(..)
             | Self::Queues(_) => String::new(),
         }
     }
@@ -324,9 +338,10 @@ impl Key {
             | Self::KeyRate(..)
             | Self::UniqueId(..)
             | Self::UniqueKey(..)
-            | Self::Wake(_) => KeyType::String,
+            | Self::Wake(_)
+            | Self::Result(..) => KeyType::String,
             Self::Queues(_) => KeyType::Set,
-            Self::Delayed(_) => KeyType::Zset,
+            Self::Delayed(_) | Self::Cancel(_) => KeyType::Zset,
         }
     }
 }
@@ -350,7 +365,7 @@ mod tests {
                 Key::Versions(q()), Key::Lease(q(), SessionId::from_found(&tail)), Key::Sessions(q()), Key::Log(q()),
                 Key::Stats(q(), minute), Key::UniqueId(q(), tail.clone()), Key::UniqueKey(q(), tail.clone()),
                 Key::Schedules(q()), Key::Rate(q()), Key::KeyRate(q(), format!("{tail}:{{}}:é")),
-                Key::Queues(ns.parse().unwrap()),
+                Key::Cancel(q()), Key::Result(q(), tail.clone()), Key::Queues(ns.parse().unwrap()),
             ];
             for key in keys {
                 let text = keyspace.render(&key);

@@ -30,6 +30,9 @@ pub enum Ended {
     /// It was given back; the attempt does not count.
     #[serde(rename = "released")]
     Released,
+    /// The task was cancelled while it ran, and did not succeed all the same.
+    #[serde(rename = "cancelled")]
+    Cancelled,
     /// Its handler put it off; the attempt does not count.
     #[serde(rename = "snoozed")]
     Snoozed,
@@ -47,6 +50,7 @@ impl Ended {
             Self::Retried => "retried",
             Self::Dead => "dead",
             Self::Released => "released",
+            Self::Cancelled => "cancelled",
             Self::Snoozed => "snoozed",
             Self::Other => "other",
         }
@@ -77,8 +81,8 @@ pub struct AttemptRow(pub TaskId, pub String, pub u32, pub Ended, pub u64);
 pub struct LogEntry {
     /// Its id: orders it against every other entry of the queue's log.
     pub id: StreamId,
-    /// `settled`, `joined`, `left`, `reaping`, `recovered`, `poison`, `stale`, `alert`, `scheduled`, `schedule_changed`,
-    /// `requeued`, `discarded`, `limits`.
+    /// `settled`, `joined`, `left`, `reaping`, `recovered`, `poison`, `cancel`, `stale`, `alert`, `scheduled`,
+    /// `schedule_changed`, `requeued`, `discarded`, `limits`.
     pub kind: String,
     /// The session it speaks of.
     pub session: SessionId,
@@ -86,6 +90,8 @@ pub struct LogEntry {
     pub attempts: Vec<AttemptGroup>,
     /// Of `settled`: `all`, or the acknowledgements one by one.
     pub acked: String,
+    /// Of `settled`: the tasks that were cancelled, whether or not an attempt ran, each with its entry.
+    pub cancelled: Vec<(TaskId, String)>,
     /// Of `reaping`, `recovered` and `poison`: when, µs.
     pub at_us: u64,
     /// Of `recovered`, `poison`, `requeued` (the new entry) and `discarded`: `task=entry …`; of `scheduled`: `<schedule>:
@@ -150,13 +156,26 @@ fn decode(entry: reply::Entry) -> LogEntry {
         "recovered" | "poison" | "requeued" | "discarded" => field_text(&fields, "tasks"),
         _ => field_text(&fields, "text"),
     };
+    // A group we cannot read is another release's: the entry still counts as one.
+    let mut attempts: Vec<AttemptGroup> = reply::field(&fields, "attempts")
+        .and_then(|json| serde_json::from_slice(json).ok())
+        .unwrap_or_default();
+    let cancelled: Vec<(TaskId, String)> = field_text(&fields, "cancelled")
+        .split_ascii_whitespace()
+        .filter_map(|pair| pair.split_once('='))
+        .filter_map(|(task, entry)| Some((task.parse().ok()?, entry.to_owned())))
+        .collect();
+    // The worker wrote `retried` or `dead`; the script knew of a mark that the worker had not seen.
+    for row in attempts.iter_mut().flat_map(|group| &mut group.tasks) {
+        if cancelled.iter().any(|(task, entry)| *task == row.0 && *entry == row.1) {
+            row.3 = Ended::Cancelled;
+        }
+    }
     LogEntry {
         id: entry.id,
         session: SessionId::from_found(&field_text(&fields, "session")),
-        // A group we cannot read is another release's: the entry still counts as one.
-        attempts: reply::field(&fields, "attempts")
-            .and_then(|json| serde_json::from_slice(json).ok())
-            .unwrap_or_default(),
+        attempts,
+        cancelled,
         acked: field_text(&fields, "acked"),
         at_us: field_number(&fields, "at"),
         text,

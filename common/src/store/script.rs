@@ -50,6 +50,8 @@ scripts! {
     GRANT = include_str!("throttle/grant.lua");
     RATE = include_str!("throttle/rate.lua");
     KEY_RATES = include_str!("throttle/keys.lua");
+    CANCEL = ALLOW_OOM, ENTRY, include_str!("cancel/cancel.lua");
+    PROGRESS = include_str!("results/progress.lua");
 }
 
 #[cfg(test)]

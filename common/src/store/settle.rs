@@ -9,7 +9,7 @@ use super::{
     reply, script,
 };
 use crate::{
-    id::{SessionId, StreamId},
+    id::{SessionId, StreamId, TaskId},
     name::Queue,
 };
 
@@ -31,6 +31,24 @@ pub enum Fate {
         /// Its place in [`Settler::new`]'s list.
         to: usize,
     },
+    /// Done, with something to keep or a mark to take away.
+    Done,
+    /// Cancelled; kept like what is done. If there is no mark any more: to another stream, as it was.
+    Cancelled {
+        /// Its place in [`Settler::new`]'s list.
+        else_to: usize,
+    },
+}
+
+/// What is kept of a task that ends: see [`results`](super::results).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keep {
+    /// The task.
+    pub task: TaskId,
+    /// For how long.
+    pub ms: u64,
+    /// [`Report::tail`](super::results::Report::tail).
+    pub tail: String,
 }
 
 /// One entry that is not simply done.
@@ -45,6 +63,8 @@ pub struct Single {
     /// Fields that change on the way; the others are copied by Redis. An entry that carries no id needs it here:
     /// it is about to leave the place its id is derived from.
     pub fields: Vec<(&'static str, String)>,
+    /// What is kept of the task, if this ends it.
+    pub keep: Option<Box<Keep>>,
 }
 
 /// Entries that are done and need nothing but an acknowledgement.
@@ -99,6 +119,7 @@ pub struct Settler {
     queue: Queue,
     session: SessionId,
     fixed: [String; 6],
+    cancel: String,
     streams: Vec<String>,
 }
 
@@ -124,6 +145,7 @@ impl Settler {
                 render(Key::Envelope(queue.clone())),
                 render(Key::Dead(queue.clone())),
             ],
+            cancel: render(Key::Cancel(queue.clone())),
             store: store.clone(),
             queue: queue.clone(),
             session: session.clone(),
@@ -163,6 +185,17 @@ impl Settler {
         for stream in &self.streams {
             call.key(stream);
         }
+        // Behind the streams, which are named by their place.
+        let cancel = self.fixed.len() + self.streams.len() + 1;
+        call.key(&self.cancel);
+        let keeps: Vec<(usize, &Keep)> = (1..)
+            .zip(&batch.singles)
+            .filter_map(|(n, single)| Some((n, single.keep.as_deref()?)))
+            .collect();
+        for (_, keep) in &keeps {
+            let result = Key::Result(self.queue.clone(), keep.task.to_string());
+            call.key(self.store.keyspace().render(&result));
+        }
         call.arg(self.session.as_str())
             .arg(&batch.attempts)
             .arg(batch.tip.to_string())
@@ -178,12 +211,18 @@ impl Settler {
                 call.arg(entry.to_string());
             }
         }
+        call.arg(cancel).arg(keeps.len());
+        for (n, keep) in &keeps {
+            call.arg(n).arg(keep.ms.max(1)).arg(&keep.tail);
+        }
         call.arg(batch.singles.len());
         for single in &batch.singles {
             let (kind, target, due) = match single.fate {
                 Fate::Retry { due_ms } => ("retry", 0, due_ms),
                 Fate::Dead => ("dead", 0, 0),
                 Fate::Move { to } => ("move", to + 1, 0),
+                Fate::Done => ("done", 0, 0),
+                Fate::Cancelled { else_to } => ("cancelled", else_to + 1, 0),
             };
             call.arg(single.stream + 1)
                 .arg(single.entry.to_string())

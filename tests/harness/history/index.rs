@@ -35,7 +35,7 @@ impl Fate {
     /// Whether the task's way ends here.
     #[must_use]
     pub fn is_end(&self) -> bool {
-        matches!(self.ended, Some(Ended::Done | Ended::Dead))
+        matches!(self.ended, Some(Ended::Done | Ended::Dead | Ended::Cancelled))
     }
 }
 

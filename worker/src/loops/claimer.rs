@@ -20,7 +20,8 @@ use switchback_gates::{Gate, Obeyed, Verdict};
 use tokio::sync::futures::Notified;
 
 use crate::{
-    attempt::{self, Claimed, dead_fields},
+    attempt::{self, Claimed},
+    ends::{self, dead_fields},
     outcome::{Message, Outcome},
     pace::{self, Starts},
     plan::Plan,
@@ -301,7 +302,7 @@ pub(crate) async fn take(session: &Arc<Session>, claim: Claim, mut slots: Reserv
         Some(read) => {
             session.note_read(read.sent, read.time_us, read.lease);
             let lease_gone = read.lease.is_none();
-            match session.view.obey(read).await {
+            match session.obey(read).await {
                 // P4: no lease, no decision; each attempt asks again and learns what became of it.
                 Ok(Verdict::Obey(obeyed)) if !lease_gone => {
                     note_ruling(session, &obeyed);
@@ -354,7 +355,7 @@ fn begin(session: &Arc<Session>, slots: &mut Reserved<'_>, starts: &mut Option<S
         session.attempts.spawn(attempt::run(Arc::clone(session), task));
     } else {
         // P6: one too many; back in line, ahead of the others.
-        let outcome = attempt::moved(&task, suspects::back(&task.envelope));
+        let outcome = ends::moved(&task, suspects::back(&task.envelope));
         let _ = session.outcomes.send(Message::Outcome(outcome));
     }
 }
@@ -437,6 +438,7 @@ fn finish_unrun(
         bytes,
         ran: None,
         fate,
+        keep: None,
     };
     let _ = session.outcomes.send(Message::Outcome(outcome));
 }

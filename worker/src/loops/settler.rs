@@ -78,6 +78,7 @@ fn fitting(outcomes: &[Outcome]) -> usize {
     let mut bytes = 0;
     let light = outcomes.iter().take_while(|outcome| {
         bytes += outcome.fate.as_ref().map_or(0, |_| outcome.bytes);
+        bytes += outcome.keep.as_ref().map_or(0, |keep| keep.tail.len());
         bytes <= MOVE_BYTES
     });
     light.count().max(1).min(outcomes.len())
@@ -166,6 +167,7 @@ fn build(session: &Session, outcomes: &[Outcome]) -> Batch {
                 entry: outcome.entry,
                 fate: fate.clone(),
                 fields: fields.clone(),
+                keep: outcome.keep.clone(),
             }),
         }
         let Some(ran) = &outcome.ran else { continue };
@@ -204,18 +206,19 @@ fn build(session: &Session, outcomes: &[Outcome]) -> Batch {
 
 /// Adds a group's attempts to the counters of its version: counted first, named once.
 fn count(counters: &mut BTreeMap<String, u64>, group: &AttemptGroup) {
-    const ENDED: [Ended; 5] = [
+    const ENDED: [Ended; 6] = [
         Ended::Done,
         Ended::Retried,
         Ended::Dead,
         Ended::Released,
         Ended::Snoozed,
+        Ended::Cancelled,
     ];
     let mut ended = [0_u64; ENDED.len()];
     let mut took = [0_u64; BUCKETS_MS.len() + 1];
     for row in &group.tasks {
         ended[ENDED.iter().position(|e| *e == row.3).unwrap_or(0)] += 1;
-        if row.3 != Ended::Released {
+        if !matches!(row.3, Ended::Released | Ended::Cancelled) {
             took[BUCKETS_MS.partition_point(|&bound| bound < row.4)] += 1;
         }
     }

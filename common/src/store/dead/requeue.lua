@@ -1,5 +1,5 @@
 -- dead/requeue.lua — put dead letters back into line, as new as they were before their first attempt.
--- KEYS  1 dead  2 log  3 main stream  4 high  5 low
+-- KEYS  1 dead  2 log  3 main stream  4 high  5 low  6 cancel
 -- ARGV  1 by  2 why  3 operation  4 salt of the dead letters  5.. entries
 -- Reply {'requeued', n}; an entry that is not there (any more) is passed over, so a resend changes nothing
 -- Keeps P1 (in line before it is taken from the dead letters, error chain and id with it), P5 (the gate comes again).
@@ -29,6 +29,8 @@ for i = 5, #ARGV do
     local fields = reborn(defaulted(entry, ARGV[4]))
     local place = add(priorities[value_of(fields, 'priority')] or main, fields)
     redis.call('XDEL', dead, entry[1])
+    -- A cancellation that came too late for it says nothing about its new life.
+    redis.call('ZREM', KEYS[6], value_of(fields, 'id'))
     n, last = n + 1, entry[1]
     if first == '' then first = last end
     tasks[n] = string.sub(value_of(fields, 'id'), 1, 64) .. '=' .. place

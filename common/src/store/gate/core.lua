@@ -2,7 +2,8 @@
 -- gate/core.lua — what every gate script shares: judging people's edits and writing revisions.
 -- KEYS  1 gate  2 gatestate  3 history  4 versions
 -- ARGV  by the script that follows
--- Reply by the script that follows; a state is {rev, digest, time_us, active, candidate, percent, pins, paused, prev}
+-- Reply by the script that follows; a state is {rev, digest, time_us, active, candidate, percent, pins, paused, prev,
+--       cancels}
 -- Keeps P8 (missing or invalid: the sealed state stays), P9 (one history entry per effective change).
 local gate, state, history, versions = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local FIELDS = { 'active', 'candidate', 'percent', 'pins', 'paused' }
@@ -184,6 +185,8 @@ local function write(cur, new, raw, meta)
     redis.call('HSET', state, 'rev', new.rev, 'digest', wanted, 'prev', new.prev, 'sealed_at', at,
       'active', new.active, 'candidate', new.candidate, 'percent', new.percent, 'pins', new.pins, 'paused', new.paused)
   end
+  -- A state that begins anew tells every session to read the marks of cancelled tasks again: see cancel.lua.
+  if meta.first then redis.call('HSET', state, 'cancels', at) end
   local people = for_people(new)
   for name, value in pairs(people) do
     if raw[name] ~= value then redis.call('HSET', gate, name, value) end
@@ -229,5 +232,6 @@ local function seal_pending(source)
 end
 
 local function reply(word, g)
-  return { word, g.rev, g.digest, now_us(), g.active, g.candidate, g.percent, g.pins, g.paused, g.prev or '' }
+  return { word, g.rev, g.digest, now_us(), g.active, g.candidate, g.percent, g.pins, g.paused, g.prev or '',
+    redis.call('HGET', state, 'cancels') or '0' }
 end

@@ -1,0 +1,236 @@
+//! The attempts that run: whom a cancellation stops, and how far each says it is.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use switchback_common::{
+    TaskId, Version,
+    envelope::{Envelope, clip},
+    store::results::{MAX_NOTE_BYTES, MAX_REPORTS, Progress, ProgressReport, Report},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::session::Session;
+
+/// One attempt that runs.
+#[derive(Debug)]
+struct Run {
+    /// Tells it from others that had its place.
+    serial: u64,
+    id: TaskId,
+    enqueued_at_ms: u64,
+    token: CancellationToken,
+    /// Only of those that reported something.
+    said: Option<Box<Said>>,
+}
+
+#[derive(Debug)]
+struct Said {
+    progress: Progress,
+    attempt: u32,
+    version: Version,
+    keep: Duration,
+    written: bool,
+}
+
+/// The attempts that run, in places that are used again: one more costs no allocation.
+#[derive(Debug, Default)]
+pub(crate) struct Running(Mutex<Places>);
+
+#[derive(Debug, Default)]
+struct Places {
+    runs: Vec<Option<Run>>,
+    free: Vec<usize>,
+    serial: u64,
+}
+
+/// Where an attempt is entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RunId {
+    place: usize,
+    serial: u64,
+}
+
+impl Running {
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters an attempt.
+    pub(crate) fn add(&self, task: &Envelope, token: &CancellationToken) -> RunId {
+        let mut places = self.places();
+        places.serial += 1;
+        let serial = places.serial;
+        let run = Some(Run {
+            serial,
+            id: task.id.clone(),
+            enqueued_at_ms: task.enqueued_at_ms,
+            token: token.clone(),
+            said: None,
+        });
+        let place = match places.free.pop() {
+            Some(place) => {
+                places.runs[place] = run;
+                place
+            }
+            None => {
+                places.runs.push(run);
+                places.runs.len() - 1
+            }
+        };
+        RunId { place, serial }
+    }
+
+    /// Takes an attempt out, and tells what it said last.
+    pub(crate) fn remove(&self, id: RunId) -> Option<Progress> {
+        let mut places = self.places();
+        let run = places.runs[id.place].take();
+        places.free.push(id.place);
+        drop(places);
+        run?.said.map(|said| said.progress)
+    }
+
+    /// Tells those that `stops` speaks of to end.
+    pub(crate) fn stop(&self, stops: impl Fn(&TaskId, u64) -> bool) {
+        let places = self.places();
+        for run in places.runs.iter().flatten() {
+            if stops(&run.id, run.enqueued_at_ms) {
+                run.token.cancel();
+            }
+        }
+    }
+
+    /// Notes what an attempt says; `false` if it has ended.
+    fn say(&self, id: RunId, said: Said) -> bool {
+        let mut places = self.places();
+        match &mut places.runs[id.place] {
+            Some(run) if run.serial == id.serial => {
+                match &mut run.said {
+                    Some(before) => **before = said,
+                    before => *before = Some(Box::new(said)),
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// What was said and is not on its way yet, at most one call's worth, and whether that is all.
+    pub(crate) fn unwritten(&self) -> (Vec<ProgressReport>, bool) {
+        let mut out = Vec::new();
+        for run in self.places().runs.iter_mut().flatten() {
+            let Some(said) = run.said.as_mut().filter(|said| !said.written) else {
+                continue;
+            };
+            if out.len() == MAX_REPORTS {
+                return (out, false);
+            }
+            said.written = true;
+            out.push(ProgressReport {
+                task: run.id.clone(),
+                keep: said.keep,
+                tail: Report {
+                    attempt: said.attempt,
+                    version: Some(said.version.clone()),
+                    progress: Some(said.progress.clone()),
+                    ..Report::default()
+                }
+                .tail(),
+            });
+        }
+        (out, true)
+    }
+}
+
+/// An attempt's way to say how far it is.
+#[derive(Clone)]
+pub(crate) struct Reporter {
+    pub(crate) session: Arc<Session>,
+    pub(crate) run: RunId,
+    pub(crate) keep: Duration,
+}
+
+impl Reporter {
+    /// Notes it, and lets the reporter loop write it: never waits for Redis.
+    pub(crate) fn say(&self, attempt: u32, version: &Version, done: u64, total: u64, note: &str) {
+        let said = Said {
+            progress: Progress {
+                done,
+                total,
+                note: clip(note, MAX_NOTE_BYTES).to_owned(),
+            },
+            attempt,
+            version: version.clone(),
+            keep: self.keep,
+            written: false,
+        };
+        if self.session.running.say(self.run, said) {
+            self.session.reported.notify_one();
+        }
+    }
+}
+
+impl fmt::Debug for Reporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Reporter").field(&self.run).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use switchback_common::StreamId;
+
+    use super::*;
+
+    fn task(id: &str) -> Envelope {
+        let fields = vec![
+            (b"payload".to_vec(), b"1".to_vec()),
+            (b"id".to_vec(), id.as_bytes().to_vec()),
+        ];
+        Envelope::decode(0, StreamId::default(), fields, 10).unwrap()
+    }
+
+    fn said(done: u64) -> Said {
+        Said {
+            progress: Progress {
+                done,
+                ..Progress::default()
+            },
+            attempt: 1,
+            version: "v1".parse().unwrap(),
+            keep: Duration::from_secs(1),
+            written: false,
+        }
+    }
+
+    #[test]
+    fn whoever_has_ended_speaks_for_nobody_else() {
+        let running = Running::default();
+        let (one, two) = (CancellationToken::new(), CancellationToken::new());
+        let first = running.add(&task("x"), &one);
+        assert!(running.say(first, said(1)));
+        assert_eq!(running.remove(first).map(|p| p.done), Some(1));
+        let second = running.add(&task("y"), &two);
+        assert_eq!(second.place, first.place, "places are used again");
+        assert!(!running.say(first, said(9)));
+        running.stop(|id, _| *id == "y".parse().unwrap());
+        assert!(two.is_cancelled() && !one.is_cancelled());
+        assert_eq!(running.remove(second), None);
+    }
+
+    #[test]
+    fn the_latest_word_is_written_once() {
+        let running = Running::default();
+        let run = running.add(&task("x"), &CancellationToken::new());
+        assert!(running.say(run, said(1)) && running.say(run, said(2)));
+        let (reports, all) = running.unwritten();
+        assert!(
+            all && reports.len() == 1 && reports[0].tail.contains("\"done\":2"),
+            "{reports:?}"
+        );
+        assert!(running.unwritten().0.is_empty());
+    }
+}
