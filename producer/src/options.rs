@@ -48,6 +48,11 @@ pub enum IfTaken {
     Reject,
     /// It enqueues nothing and gives the other task's id.
     Existing,
+    /// It cancels the other task if that has not started, and takes its place: the latest wins. What runs already goes on.
+    ///
+    /// Two steps: if the second fails, the other task is cancelled and none is enqueued; the error says so, and repeating
+    /// it is right.
+    Replace,
 }
 
 /// Options that one enqueue and many have alike.
@@ -138,7 +143,11 @@ impl<'a> Enqueue<'a> {
     /// refresh per customer and minute… The key is held for all of `hold`, whether or not its task has ended. At most 256
     /// bytes. What happens when the key is taken: see [`if_taken`](Self::if_taken).
     pub fn unique(mut self, key: impl Into<String>, hold: Duration) -> Self {
-        self.unique = Some(Unique { key: key.into(), hold });
+        self.unique = Some(Unique {
+            key: key.into(),
+            hold,
+            replaces: None,
+        });
         self
     }
 

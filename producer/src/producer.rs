@@ -13,6 +13,7 @@ use switchback_common::{
     id::InvalidTaskId,
     name::InvalidName,
     store::{
+        cancel::{self, CancelRequest},
         connect::Link,
         enqueue::{Added, EnqueueStore, NewTask},
     },
@@ -30,6 +31,8 @@ use crate::{
 const BATCH_TASKS: usize = 100;
 const BATCH_BYTES: usize = 1024 * 1024;
 const BATCHES_IN_FLIGHT: usize = 4;
+/// How often a unique key is taken over from somebody who was faster, before that is an error.
+const TAKEOVERS: usize = 3;
 
 /// Enqueues tasks of one namespace. Cheap to clone; clones share one connection.
 #[derive(Debug, Clone)]
@@ -167,8 +170,7 @@ impl Producer {
         let added = if plain {
             handle.enqueue.add(&link, &task).await.map(Added::Yes)
         } else {
-            let added = handle.enqueue.add_special(&link, std::slice::from_ref(&task)).await;
-            added.map(|mut one| one.remove(0))
+            self.add_special(&handle, &link, &mut task, request.if_taken).await
         };
         match added {
             Ok(Added::Yes(id)) => {
@@ -177,13 +179,46 @@ impl Producer {
             }
             Ok(Added::Taken { by }) => match request.if_taken {
                 IfTaken::Existing => Ok(by),
-                IfTaken::Reject => Err(EnqueueError::Taken {
+                // Replace: others took it again and again.
+                IfTaken::Reject | IfTaken::Replace => Err(EnqueueError::Taken {
                     queue: queue.clone(),
                     key: task.unique.map(|unique| unique.key).unwrap_or_default(),
                     by,
                 }),
             },
             Err(source) => Err(self.failed(queue, task.id.as_ref(), source).await),
+        }
+    }
+
+    /// Sends one task that is more than an entry, and takes its unique key over where that is asked for.
+    async fn add_special(
+        &self,
+        handle: &QueueHandle,
+        link: &Link,
+        task: &mut NewTask,
+        if_taken: IfTaken,
+    ) -> Result<Added, StoreError> {
+        let mut tries = TAKEOVERS;
+        loop {
+            let added = handle
+                .enqueue
+                .add_special(link, std::slice::from_ref(task))
+                .await?
+                .remove(0);
+            match (added, &mut task.unique) {
+                (Added::Taken { by }, Some(unique)) if if_taken == IfTaken::Replace && tries > 0 => {
+                    tries -= 1;
+                    let request = CancelRequest {
+                        only_unstarted: true,
+                        why: format!("replaced under the unique key {:?}", unique.key),
+                        ..CancelRequest::default()
+                    };
+                    // P3: from its reply on the other does not start; only then may this one come.
+                    cancel::cancel(&self.shared.store, &handle.queue, &by, &request).await?;
+                    unique.replaces = Some(by);
+                }
+                (added, _) => return Ok(added),
+            }
         }
     }
 

@@ -227,6 +227,54 @@ async fn a_unique_key_lets_one_task_in() {
     );
 }
 
+// The latest wins; what runs already goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unique_key_may_be_taken_over() {
+    let mut fixture = Fixture::new().await;
+    let producer = fixture.producer.clone();
+    let latest = |n: u64, delay: Duration| {
+        let producer = producer.clone();
+        async move {
+            producer
+                .enqueue(&job(n))
+                .unique("cart-1", HOUR)
+                .if_taken(IfTaken::Replace)
+                .delay(delay)
+                .await
+                .unwrap()
+        }
+    };
+    // From the delayed set, from the stream, and several times.
+    latest(1, HOUR).await;
+    latest(2, Duration::ZERO).await;
+    latest(3, Duration::ZERO).await;
+    latest(4, HOUR).await;
+    latest(5, Duration::ZERO).await;
+    let (_stop, seen) = fixture.simple(&["v1"]).await;
+    assert_eq!(order(&fixture, &seen).await, [5]);
+    // One that runs is not touched; the new one comes beside it.
+    let hanging = Job {
+        n: 6,
+        then: "hang".to_owned(),
+    };
+    producer.enqueue(&hanging).unique("cart-2", HOUR).await.unwrap();
+    eventually("it runs", patience(Duration::from_secs(5)), async || {
+        seen.all().len() == 2
+    })
+    .await;
+    producer
+        .enqueue(&job(7))
+        .unique("cart-2", HOUR)
+        .if_taken(IfTaken::Replace)
+        .await
+        .unwrap();
+    eventually("the new one ran", patience(Duration::from_secs(5)), async || {
+        seen.all().iter().any(|ran| ran.n == 7)
+    })
+    .await;
+    assert_eq!(fixture.depth().await.in_flight(), 1, "the one that hangs goes on");
+}
+
 // P1: not run, and not lost either.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expired_task_does_not_start_and_is_a_dead_letter() {

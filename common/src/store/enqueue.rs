@@ -36,6 +36,8 @@ pub struct Unique {
     pub key: String,
     /// How long the task has it.
     pub hold: Duration,
+    /// The task it may be taken from.
+    pub replaces: Option<TaskId>,
 }
 
 /// A task as it goes into the stream.
@@ -248,6 +250,8 @@ impl EnqueueStore {
                     .as_ref()
                     .map(|unique| (Key::UniqueKey(queue.clone(), unique.key.clone()), unique.hold)),
             );
+            let replaces = task.unique.as_ref().and_then(|unique| unique.replaces.as_ref());
+            call.arg(replaces.map_or_else(String::new, ToString::to_string));
             call.arg(base).arg(ms).arg(task.fields().count() + 1);
             call.arg(field::ID).arg(id.to_string());
             for (name, value) in task.fields() {

@@ -352,7 +352,8 @@ pub(crate) async fn take(session: &Arc<Session>, claim: Claim, mut slots: Reserv
 fn begin(session: &Arc<Session>, slots: &mut Reserved<'_>, starts: &mut Option<Starts>, mut task: Claimed) {
     if slots.fill() {
         task.not_before = starts.as_mut().and_then(Starts::spend);
-        session.attempts.spawn(attempt::run(Arc::clone(session), task));
+        // Boxed: it is three kilobytes, and spawning moves it more than once.
+        session.attempts.spawn(Box::pin(attempt::run(Arc::clone(session), task)));
     } else {
         // P6: one too many; back in line, ahead of the others.
         let outcome = ends::moved(&task, suspects::back(&task.envelope));

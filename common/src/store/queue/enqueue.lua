@@ -1,7 +1,8 @@
 -- queue/enqueue.lua — enqueue tasks that are more than a plain entry: under an id, alone under a key, for later.
 -- KEYS  1 main stream  2 high  3 low  4 delayed  5 envelope  6 wake  7.. markers
 -- ARGV  per task: id, stream (1 to 3), id marker (its place among KEYS, or 0), how long it is kept (ms),
---       unique marker (place or 0), how long (ms), 'now' | 'in' | 'at', ms, n, (field, value)*
+--       unique marker (place or 0), how long (ms), id of the task it is taken from or '', 'now' | 'in' | 'at', ms, n,
+--       (field, value)*
 -- Reply {'enqueued', (word, text) per task}: 'new', entry id or 'delayed' | 'repeated', the same of the first try |
 --       'taken', id of the task that has the unique key
 -- Keeps P2: marker and task are written together or not at all, so trying again is safe.
@@ -33,10 +34,11 @@ local out = { 'enqueued' }
 while at < #ARGV do
   local id, stream = take(), KEYS[tonumber(take())]
   local marker, keep = KEYS[tonumber(take())], take()
-  local unique, hold = KEYS[tonumber(take())], take()
+  local unique, hold, replaced = KEYS[tonumber(take())], take(), take()
   local base, ms, n = take(), tonumber(take()), tonumber(take())
   local first = marker and redis.call('GET', marker)
   local holder = unique and redis.call('GET', unique)
+  if holder == replaced then holder = nil end
   local word, text
   if first then
     word, text = 'repeated', first
