@@ -41,6 +41,11 @@ pub use self::process::Process;
 pub use self::redis::{RedisServer, RedisServerBuilder};
 pub use self::witness::{Flip, Late, Start, Witness};
 
+/// The guide's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/guide.md")]
+struct Guide;
+
 /// The README's example compiles.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]

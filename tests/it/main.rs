@@ -9,6 +9,7 @@ mod dead_cli;
 mod enqueue;
 mod gate_change;
 mod gate_seal;
+mod guide;
 mod limits;
 mod moves;
 mod pool;

@@ -10,7 +10,12 @@ use redis::Value;
 use serde::{Deserialize, Serialize};
 use switchback_common::{
     ConnectOptions, Queue, Store, Task,
-    store::{gate::GateStore, inspect, log, reply::field_text, session::SessionStore},
+    store::{
+        gate::{ChangeRequest, GateStore},
+        inspect, log,
+        reply::field_text,
+        session::SessionStore,
+    },
 };
 use switchback_gates::certificate::Revisions;
 use switchback_tests::{RedisServer, eventually, patience};
@@ -197,4 +202,40 @@ async fn a_producer_may_be_newer_than_the_workers() {
         !joined.contains("workers"),
         "never created again under tasks that ran: {joined}"
     );
+}
+
+// P8: a gate state of a newer format starts nothing here, and nobody of this release overwrites it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gate_state_of_a_newer_format_is_left_alone() {
+    let mut fixture = Fixture::new().await;
+    let (_stop, seen) = fixture.simple(&["v1"]).await;
+    let state = "sb:gatestate:{test:job}";
+    let before = fixture.raw(&["HGET", state, "seen"]).await;
+    let Value::BulkString(before) = before else {
+        panic!("{before:?}")
+    };
+    let before = String::from_utf8(before).unwrap();
+    fixture.raw(&["HSET", state, "format", "2", "seen", "2:other"]).await;
+    let written = fixture.raw(&["HGETALL", state]).await;
+    fixture.enqueue([1, 2, 3]).await;
+    let queue = &fixture.queue;
+    let gate = GateStore::new(&fixture.store, queue);
+    let refused = gate.seal().await.unwrap_err().to_string();
+    assert!(refused.contains("newer format"), "{refused}");
+    let request = ChangeRequest {
+        source: "cli".to_owned(),
+        op: "op-1".to_owned(),
+        fields: vec![("active", "v1".to_owned())],
+        ..ChangeRequest::default()
+    };
+    let refused = gate.change(&request).await.unwrap_err().to_string();
+    assert!(refused.contains("newer format"), "{refused}");
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(seen.all(), [], "nothing starts");
+    assert_eq!(fixture.raw(&["HGETALL", state]).await, written);
+    // The newer release was rolled back, with its data.
+    fixture.raw(&["HDEL", state, "format"]).await;
+    fixture.raw(&["HSET", state, "seen", &before]).await;
+    fixture.drained().await;
+    assert_eq!(seen.all().len(), 3);
 }

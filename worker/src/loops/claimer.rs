@@ -353,7 +353,9 @@ fn begin(session: &Arc<Session>, slots: &mut Reserved<'_>, starts: &mut Option<S
     if slots.fill() {
         task.not_before = starts.as_mut().and_then(Starts::spend);
         // Boxed: it is three kilobytes, and spawning moves it more than once.
-        session.attempts.spawn(Box::pin(attempt::run(Arc::clone(session), task)));
+        session
+            .attempts
+            .spawn(Box::pin(attempt::run(Arc::clone(session), task)));
     } else {
         // P6: one too many; back in line, ahead of the others.
         let outcome = ends::moved(&task, suspects::back(&task.envelope));

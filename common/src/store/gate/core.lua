@@ -8,6 +8,11 @@
 local gate, state, history, versions = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local FIELDS = { 'active', 'candidate', 'percent', 'pins', 'paused' }
 local SETTABLE = { active = 1, candidate = 1, percent = 1, pins = 1, paused = 1, only = 1, inflight = 1, by = 1, why = 1 }
+-- P8: a release that writes another format also writes another kind of `seen`, so that workers of this one come here;
+-- they start nothing, and nobody of this release overwrites what it cannot read.
+if tonumber(redis.call('HGET', state, 'format') or '1') > 1 then
+  do return redis.error_reply('NEWERGATE the gate state is of a newer format than this release knows: upgrade what asks') end
+end
 local HISTORY_KEPT, MAX_PINS, MAX_PIN_BYTES, MAX_NOTED = 10000, 1000, 32768, 20
 
 local function now_us()
