@@ -150,7 +150,9 @@ pub(super) fn every_start_is_accounted_for(history: &History, found: &mut Vec<Vi
     }
 }
 
-/// P7: a dead letter had it coming: its own handler was asked to fail for good, and for that reason it is there.
+/// P7: a dead letter had it coming: its own handler was asked to fail for good, and for that reason it is there. Poison is
+/// also what was taken from a lost session three times: three deaths are all that anybody can see from outside, and chaos
+/// kills at random. Fewer never suffice.
 pub(super) fn only_the_guilty_die(history: &History, found: &mut Vec<Violation>) {
     for rest in history.remains.iter().filter(|r| r.stream == "dead") {
         let asked = rest
@@ -163,6 +165,14 @@ pub(super) fn only_the_guilty_die(history: &History, found: &mut Vec<Violation>)
             "abort" => rest.reason == "poison",
             _ => false,
         };
+        let lost = || {
+            history
+                .fates
+                .iter()
+                .filter(|f| f.id == rest.id && f.ended.is_none())
+                .count()
+        };
+        let deserved = deserved || (rest.reason == "poison" && lost() >= 3);
         if !deserved {
             let evidence = format!("asked to {asked:?}, and a dead letter for {:?}", rest.reason);
             found.push(Violation::new(Breach::InnocentDead, &rest.id, evidence));
