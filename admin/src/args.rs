@@ -1,15 +1,17 @@
 //! The command line: `switchback <noun> <verb>`. The long help is the reference of the JSON output.
 
 mod dead;
+mod limits;
 mod schedule;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
-use switchback_common::{TaskId, TaskType, Version, store::limits::Limit};
+use switchback_common::{TaskId, TaskType, Version};
 
 pub(crate) use self::dead::{Act, DeadVerb, Rate, Which};
+pub(crate) use self::limits::LimitEdits;
 pub(crate) use self::schedule::{Remark, ScheduleVerb};
 use crate::output::Format;
 
@@ -198,11 +200,11 @@ JSON: [{queue, namespace, task_type, rev|null, gate|null, waiting, waiting_is_lo
     #[command(after_long_help = "\
 JSON: {queue, namespace, task_type, rev|null, gate|null, changed|null,
   depth: {waiting, waiting_is_lower_bound, in_flight, delayed, dead,
-          streams: [{name: main|head|suspect|lane:VERSION, waiting|null, in_flight, group}]},
+          streams: [{name: main|head|high|low|suspect|lane:VERSION, waiting|null, in_flight, group}]},
   versions: [{version, routed, live_workers, running}], live_workers, confirmed,
   hints: [{level: critical|warning|info, code, text}]}
 Hint codes: no_gate, no_group, regressed, paused, no_workers, no_worker_for_version, parked, lost_sessions,
-  unconfirmed, edit_refused, suspects, dead_letters, dead_limit, queue_full, bad_limits")]
+  unconfirmed, edit_refused, suspects, dead_letters, dead_limit, queue_full, bad_limits, breaker_open")]
     Show {
         #[arg(value_name = "TYPE")]
         task_type: TaskType,
@@ -210,28 +212,18 @@ Hint codes: no_gate, no_group, regressed, paused, no_workers, no_worker_for_vers
     /// Show or set the limits of a queue, beside what is used of them.
     ///
     /// Enqueueing is refused at the limit of waiting tasks; what is in the queue already moves freely. At the limit of
-    /// dead letters the queue is put on hold until a person resumes it: nothing is ever trimmed. By hand: HSET sb:limits:{NAMESPACE:TYPE}.
+    /// dead letters the queue is put on hold until a person resumes it: nothing is ever trimmed. Workers keep to the others
+    /// within a second; what runs goes on. By hand: HSET sb:limits:{NAMESPACE:TYPE}.
     #[command(after_long_help = "\
-JSON: {queue, changed, limits: [{name: dead|waiting, limit, default, set, in_use}], problems: [text]}
-limit: 0 is none. set: whether somebody set it. problems: what in the hash makes no sense and so does not count.")]
+JSON: {queue, changed, limits: [{name: dead|waiting|concurrency|rate|rate_per_key, limit: number|\"100/s+20\"|null,
+  default|null, set, in_use|null, problem|null}], problems: [text]}
+limit, default: null is none. set: whether somebody set it. in_use: for concurrency what live workers said they run.
+problems: what in the hash makes no sense and so does not count; problem: that of this limit.")]
     Limits {
         #[arg(value_name = "TYPE")]
         task_type: TaskType,
-        /// Most dead letters; 0 is no limit. Defaults to 100 000.
-        #[arg(long, value_name = "N", value_parser = |text: &str| Limit::Dead.parse(text))]
-        dead: Option<u64>,
-        /// Most waiting and delayed tasks; 0 is no limit. Defaults to 10 000 000.
-        #[arg(long, value_name = "N", value_parser = |text: &str| Limit::Waiting.parse(text))]
-        waiting: Option<u64>,
-        /// Bring the defaults back, e.g. `dead,waiting`.
-        #[arg(long, value_name = "LIMITS", value_delimiter = ',', value_parser = limit)]
-        clear: Vec<Limit>,
-        /// Why: goes into the queue's log.
-        #[arg(long, value_name = "TEXT")]
-        why: Option<String>,
-        /// Who: goes into the queue's log. Defaults to $USER.
-        #[arg(long, value_name = "NAME")]
-        by: Option<String>,
+        #[command(flatten)]
+        edits: LimitEdits,
     },
 }
 
@@ -346,7 +338,8 @@ pub(crate) enum WorkerVerb {
     /// List sessions: one per worker and queue.
     #[command(after_long_help = "\
 JSON: [{queue, session, state: live|lost|recovering, host|null, pid|null, build|null, versions: [], concurrency|null,
-  rev|null, behind, running: {version: attempts}, lease_ms|null, started_at|null, started_at_us|null}]
+  rev|null, behind, running: {version: attempts}, open: [version], lease_ms|null, started_at|null, started_at_us|null}]
+open: versions that it holds because they fail there: their circuit breakers are open.
 behind: whether it has not confirmed the gate's revision yet.")]
     Ls {
         /// Only of this queue.
@@ -357,13 +350,6 @@ behind: whether it has not confirmed the gate's revision yet.")]
 
 /// The fields that people set, `only` apart: that is what `gate rollback` sends.
 const FIELDS: [&str; 5] = ["active", "candidate", "percent", "pins", "paused"];
-
-/// Reads the name of a limit.
-fn limit(word: &str) -> Result<Limit, String> {
-    let names: Vec<_> = Limit::ALL.iter().map(|limit| limit.name()).collect();
-    let found = Limit::ALL.into_iter().find(|limit| limit.name() == word);
-    found.ok_or_else(|| format!("no such limit; limits: {}", names.join(", ")))
-}
 
 /// Reads `field=value`. What values mean is judged later.
 fn field(word: &str) -> Result<(&'static str, String), String> {

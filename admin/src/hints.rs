@@ -1,8 +1,10 @@
 //! What a person should notice about a queue, loudest first. Pure.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 use switchback_common::{
-    Queue,
+    Queue, Version,
     store::{
         gate::HistoryEntry,
         inspect::{GroupInfo, QueueDepth},
@@ -156,6 +158,7 @@ fn of_workers(facts: &Facts<'_>, out: &mut Vec<Hint>) {
             });
         }
     }
+    of_breakers(facts, &live, out);
     let behind = live.iter().filter(|s| s.rev.is_none_or(|rev| rev < shown.rev)).count();
     if behind > 0 {
         out.push(Hint {
@@ -170,6 +173,30 @@ fn of_workers(facts: &Facts<'_>, out: &mut Vec<Hint>) {
                     format!("{} workers have", live.len())
                 },
                 shown.rev,
+                facts.queue.task_type
+            ),
+        });
+    }
+}
+
+/// Versions that workers hold because they fail there.
+fn of_breakers(facts: &Facts<'_>, live: &[&SessionInfo], out: &mut Vec<Hint>) {
+    let versions: BTreeSet<&Version> = live.iter().flat_map(|s| &s.open).collect();
+    for version in versions {
+        let held = live.iter().filter(|s| s.open.contains(version)).count();
+        let having = live.iter().filter(|s| has(s, version)).count();
+        let routed = facts.shown.is_some_and(|shown| shown.gate.reaches(version));
+        out.push(Hint {
+            level: match (routed, held < having) {
+                (false, _) => Level::Info,
+                (true, true) => Level::Warning,
+                (true, false) => Level::Critical,
+            },
+            code: "breaker_open",
+            text: format!(
+                "{version} fails: {held} of {} with it {} (circuit breaker open): see `switchback worker ls {}`",
+                count(having, "worker"),
+                if held == 1 { "holds its tasks" } else { "hold its tasks" },
                 facts.queue.task_type
             ),
         });
@@ -264,7 +291,7 @@ fn of_limits(facts: &Facts<'_>, depth: &QueueDepth, out: &mut Vec<Hint>) {
         out.push(Hint {
             level: Level::Warning,
             code: "bad_limits",
-            text: format!("{}: see `switchback queue limits {task_type}`", plain(problem)),
+            text: format!("{}: see `switchback queue limits {task_type}`", plain(&problem.text)),
         });
     }
 }

@@ -242,7 +242,9 @@ async fn limits_are_shown_set_and_guard_the_resume() {
     mail.die(1..=3, "attempts", "v1", "boom").await;
     mail.server.cli(&["XADD", MAIN, "*", "payload", "1"]).await;
     let view = mail.shell.json("queue limits mail");
-    let row = json!({"name": "dead", "limit": 100_000, "default": 100_000, "set": false, "in_use": 3});
+    let row = json!({
+        "name": "dead", "limit": 100_000, "default": 100_000, "set": false, "in_use": 3, "problem": null
+    });
     assert_eq!((&view["limits"][0], &view["limits"][1]["in_use"]), (&row, &json!(1)));
     mail.shell.run("queue limits mial").exits(NOT_FOUND);
     mail.shell.run("queue limits mail --dead lots").exits(USAGE);

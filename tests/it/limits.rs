@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use switchback_common::store::{
-    keyspace::Key,
-    limits::{self, DeadLimit, Fullness, Limit},
+use switchback_common::{
+    store::{
+        keyspace::Key,
+        limits::{self, DeadLimit, Fullness, Limit, Limits, Setting},
+    },
+    throttle::Throttle,
 };
 
 use crate::queue::{TestQueue, json};
 
-async fn set(q: &TestQueue, edits: &[(Limit, Option<u64>)]) -> bool {
-    limits::set(&q.store, &q.queue, edits, "alice", "a big import")
+async fn set(q: &TestQueue, settings: &[Setting], clear: &[Limit]) -> bool {
+    limits::set(&q.store, &q.queue, settings, clear, "alice", "a big import")
         .await
         .unwrap()
 }
@@ -22,15 +25,12 @@ async fn hold(q: &TestQueue) -> DeadLimit {
 #[tokio::test]
 async fn a_change_leaves_one_entry_and_a_repeat_none() {
     let q = TestQueue::empty().await;
-    assert_eq!(
-        limits::read(&q.store, &q.queue).await.unwrap().dead,
-        Limit::Dead.default_value()
-    );
-    assert!(set(&q, &[(Limit::Dead, Some(5)), (Limit::Waiting, Some(0))]).await);
-    assert!(!set(&q, &[(Limit::Dead, Some(5))]).await);
-    assert!(set(&q, &[(Limit::Dead, None)]).await);
+    assert_eq!(limits::read(&q.store, &q.queue).await.unwrap(), Limits::default());
+    assert!(set(&q, &[Setting::Dead(5), Setting::Waiting(0)], &[]).await);
+    assert!(!set(&q, &[Setting::Dead(5)], &[]).await);
+    assert!(set(&q, &[], &[Limit::Dead]).await);
     let now = limits::read(&q.store, &q.queue).await.unwrap();
-    assert_eq!((now.dead, now.waiting), (Limit::Dead.default_value(), 0));
+    assert_eq!((now.dead, now.waiting), (Limits::default().dead, 0));
     let log: Vec<(String, BTreeMap<String, String>)> = q.cmd(&["XRANGE", &q.key(Key::Log), "-", "+"]).await;
     let said: Vec<_> = log
         .iter()
@@ -63,7 +63,7 @@ async fn fullness_counts_what_waits_wherever_it_waits() {
     q.cmd::<()>(&["ZADD", &q.key(Key::Delayed), "1", "a"]).await;
     let link = q.store.link().await.unwrap();
     let full = async || limits::fullness(&link, &q.store, &q.queue).await.unwrap();
-    let limit = Limit::Waiting.default_value();
+    let limit = Limits::default().waiting;
     assert_eq!(
         full().await,
         Fullness {
@@ -77,7 +77,16 @@ async fn fullness_counts_what_waits_wherever_it_waits() {
     q.cmd::<()>(&["DEL", &q.key(Key::Limits)]).await;
     q.cmd::<()>(&["SET", &q.key(Key::Limits), "oops"]).await;
     assert_eq!(full().await.limit, limit);
-    assert_eq!(limits::read(&q.store, &q.queue).await.unwrap().problems.len(), 1);
+    let kept = Throttle {
+        concurrency: Some(8),
+        ..Throttle::default()
+    };
+    let found = limits::read_after(&q.store, &q.queue, &kept).await.unwrap();
+    assert_eq!(
+        (found.problems.len(), found.throttle),
+        (1, kept),
+        "nor does it stop or unleash a worker"
+    );
     assert_eq!(hold(&q).await, DeadLimit::Room);
 }
 
@@ -85,7 +94,7 @@ async fn fullness_counts_what_waits_wherever_it_waits() {
 #[tokio::test]
 async fn a_queue_at_its_limit_of_dead_letters_is_held_once() {
     let q = TestQueue::seeded().await;
-    set(&q, &[(Limit::Dead, Some(3))]).await;
+    set(&q, &[Setting::Dead(3)], &[]).await;
     q.add(&q.key(Key::Dead), 2).await;
     assert_eq!(hold(&q).await, DeadLimit::Room);
     q.add(&q.key(Key::Dead), 1).await;

@@ -20,3 +20,4 @@ mod sessions;
 mod settle;
 mod suspects;
 mod throttle;
+mod throttle_cli;

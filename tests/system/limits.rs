@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use switchback_common::store::limits::{self, Limit};
+use switchback_common::store::limits::{self, Setting};
 use switchback_producer::EnqueueError;
 use switchback_tests::{eventually, patience};
 
@@ -11,9 +11,8 @@ use crate::{
     fixture::{Fixture, Job},
 };
 
-async fn limit(fixture: &Fixture, limit: Limit, value: u64) {
-    let edits = [(limit, Some(value))];
-    limits::set(&fixture.store, &fixture.queue, &edits, "test", "")
+async fn limit(fixture: &Fixture, setting: Setting) {
+    limits::set(&fixture.store, &fixture.queue, &[setting], &[], "test", "")
         .await
         .unwrap();
 }
@@ -27,7 +26,7 @@ async fn holds(fixture: &Fixture) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_at_their_limit_hold_the_queue_until_a_person_resumes() {
     let mut fixture = Fixture::new().await;
-    limit(&fixture, Limit::Dead, 5).await;
+    limit(&fixture, Setting::Dead(5)).await;
     let _workers = [fixture.simple(&["v1"]).await, fixture.simple(&["v1"]).await];
     for n in 0..5 {
         fixture.enqueue_one(n, "reject").await;
@@ -50,7 +49,7 @@ async fn dead_letters_at_their_limit_hold_the_queue_until_a_person_resumes() {
         async || holds(&fixture).await == 2,
     )
     .await;
-    limit(&fixture, Limit::Dead, 6).await;
+    limit(&fixture, Setting::Dead(6)).await;
     fixture.set(&[("paused", "0")]).await;
     fixture.drained().await;
     assert_eq!(fixture.depth().await.dead, 5);
@@ -61,7 +60,7 @@ async fn dead_letters_at_their_limit_hold_the_queue_until_a_person_resumes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_refuses_new_tasks_until_there_is_room() {
     let mut fixture = Fixture::new().await;
-    limit(&fixture, Limit::Waiting, 10).await;
+    limit(&fixture, Setting::Waiting(10)).await;
     fixture.enqueue(0..8).await;
     let job = |n| Job { n, then: String::new() };
     let many = [job(8), job(9), job(10)];

@@ -181,6 +181,24 @@ async fn a_mixed_fleet_shares_one_grant() {
     assert_eq!((gauge.most(), gauge.ran()), (1, 60));
 }
 
+// P8: what makes no sense limits nothing; a worker that begins does not wait for a person to notice.
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_that_make_no_sense_stop_nobody() {
+    let mut fixture = Fixture::new().await;
+    fixture.raw(&["SET", LIMITS, "concurrency 5"]).await;
+    let (stop, _seen) = fixture.simple(&["v1"]).await;
+    fixture.enqueue(0..5).await;
+    fixture.drained().await;
+    fixture.stop(&stop).await;
+    fixture.raw(&["DEL", LIMITS]).await;
+    fixture
+        .raw(&["HSET", LIMITS, "concurrency", "many", "rate", "fast", "speed", "1"])
+        .await;
+    let (_stop, _seen) = fixture.simple(&["v1"]).await;
+    fixture.enqueue(5..10).await;
+    fixture.drained().await;
+}
+
 // P4: the grant of a killed worker comes back when its session cannot.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_holder_gives_its_grant_back() {

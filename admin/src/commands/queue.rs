@@ -16,7 +16,6 @@ use switchback_gates::{Gate, GateError};
 
 use crate::{
     args::QueueVerb,
-    change::who,
     context::Context,
     exit::{Exit, Failure},
     hints::{Facts, Hint, Level, hints},
@@ -32,26 +31,7 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: QueueVerb) ->
     match verb {
         QueueVerb::Ls => ls(context, out).await,
         QueueVerb::Show { task_type } => show(context, out, &context.queue(task_type)).await,
-        QueueVerb::Limits {
-            task_type,
-            dead,
-            waiting,
-            clear,
-            why,
-            by,
-        } => {
-            let edits = limits::edits(dead, waiting, &clear)?;
-            let who = who(by.as_deref());
-            limits::run(
-                context,
-                out,
-                &context.queue(task_type),
-                &edits,
-                &who,
-                &why.unwrap_or_default(),
-            )
-            .await
-        }
+        QueueVerb::Limits { task_type, edits } => limits::run(context, out, &context.queue(task_type), &edits).await,
     }
 }
 

@@ -20,7 +20,7 @@ pub struct Keyspace {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Key {
     /// STREAM · per queue · the main stream: waiting, in-flight and, for a while, done tasks; group `workers` from `0`.
-    /// Written by producers (and by hand), [`promote`](super::settle::promote), trimmed by the trimmer.
+    /// Written by producers (and by hand), [`promote`](super::moves::promote), trimmed by the trimmer.
     Stream(Queue),
     /// STREAM · per queue · like the main stream, for tasks of high priority.
     High(Queue),

@@ -1,7 +1,10 @@
-//! Limits of a queue (P10): how many tasks may wait, how many dead letters may lie there.
+//! Limits of a queue (P10): how many tasks may wait, how many dead letters may lie there, how much runs and how often it
+//! starts.
 //!
-//! People set them: with [`set`], or with `HSET` by hand. Reading is lenient: what makes no sense is reported, and the
-//! default holds in its place.
+//! People set them: with [`set`], or with `HSET` by hand. Reading is lenient: what makes no sense is reported; in its
+//! place the default holds, or, of what workers keep to, the last valid one.
+
+use std::fmt;
 
 use redis::{Cmd, Value};
 
@@ -16,27 +19,38 @@ use super::{
 use crate::{
     envelope::{Fields, clip},
     name::{Queue, Version},
+    throttle::{self, Throttle, field},
 };
 
-/// A limit that people set. 0 means none.
+/// A limit that people set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Limit {
-    /// Dead letters: at the limit the queue is put on hold. Defaults to 100 000.
+    /// Dead letters: at the limit the queue is put on hold; 0 is none. Defaults to 100 000.
     Dead,
-    /// Waiting and delayed tasks: at the limit enqueueing is refused. Defaults to 10 000 000: ten times what a queue is
-    /// tested with, and for small tasks about what a Redis of a few GB holds. It is there to stop one runaway producer
-    /// before `maxmemory` stops every queue.
+    /// Waiting and delayed tasks: at the limit enqueueing is refused; 0 is none. Defaults to 10 000 000: ten times what a
+    /// queue is tested with, and for small tasks about what a Redis of a few GB holds. It is there to stop one runaway
+    /// producer before `maxmemory` stops every queue.
     Waiting,
+    /// Tasks that run at once in the whole fleet. Defaults to none, as do the others.
+    Concurrency,
+    /// How often tasks start, all together.
+    Rate,
+    /// How often tasks with one and the same key start.
+    RatePerKey,
 }
 
 /// Largest limit that is believed.
 const LARGEST: u64 = 1_000_000_000_000;
-/// Fields of the hash that other duties read.
-const OTHERS: [&str; 3] = ["concurrency", "rate", "rate_per_key"];
 
 impl Limit {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Dead, Self::Waiting];
+    pub const ALL: [Self; 5] = [
+        Self::Dead,
+        Self::Waiting,
+        Self::Concurrency,
+        Self::Rate,
+        Self::RatePerKey,
+    ];
 
     /// Its field in the hash.
     #[must_use]
@@ -44,35 +58,81 @@ impl Limit {
         match self {
             Self::Dead => "dead",
             Self::Waiting => "waiting",
+            Self::Concurrency => field::CONCURRENCY,
+            Self::Rate => field::RATE,
+            Self::RatePerKey => field::RATE_PER_KEY,
         }
     }
 
-    /// What holds when nobody says.
+    /// The limit of that name.
     #[must_use]
-    pub fn default_value(self) -> u64 {
-        match self {
-            Self::Dead => 100_000,
-            Self::Waiting => 10_000_000,
-        }
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|limit| limit.name() == name)
     }
 
-    /// The limit that a field's text means; `""` is the default.
+    /// Reads what a field says.
     ///
     /// # Errors
-    /// What is wrong with it.
-    pub fn parse(self, text: &str) -> Result<u64, String> {
-        if text.is_empty() {
-            return Ok(self.default_value());
+    /// What is wrong with it, and what a valid one looks like.
+    pub fn parse(self, text: &str) -> Result<Setting, String> {
+        let name = self.name();
+        let throttle = Throttle::parse_field(name, text).map_err(|error| format!("{name}: {error}"))?;
+        if let Some(limit) = throttle {
+            return Ok(Setting::Throttle(limit));
         }
-        match text.trim().parse() {
-            Ok(number) if number <= LARGEST => Ok(number),
-            _ => Err(format!(
-                "{} is {:?}, not a number from 0 (no limit) to {LARGEST}",
-                self.name(),
-                clip(text, 40)
-            )),
+        let number = text.trim().parse().ok().filter(|number| *number <= LARGEST);
+        let number = number.ok_or_else(|| {
+            let text = clip(text, 40);
+            format!("{name} is {text:?}, not a number from 0 (no limit) to {LARGEST}")
+        })?;
+        Ok(match self {
+            Self::Dead => Setting::Dead(number),
+            _ => Setting::Waiting(number),
+        })
+    }
+}
+
+/// A limit with its value. Displayed as it is written to the hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setting {
+    /// [`Limit::Dead`]; 0 is none.
+    Dead(u64),
+    /// [`Limit::Waiting`]; 0 is none.
+    Waiting(u64),
+    /// The others.
+    Throttle(throttle::Limit),
+}
+
+impl Setting {
+    /// Which limit it sets.
+    #[must_use]
+    pub fn limit(self) -> Limit {
+        match self {
+            Self::Dead(_) => Limit::Dead,
+            Self::Waiting(_) => Limit::Waiting,
+            Self::Throttle(throttle::Limit::Concurrency(_)) => Limit::Concurrency,
+            Self::Throttle(throttle::Limit::Rate(_)) => Limit::Rate,
+            Self::Throttle(throttle::Limit::RatePerKey(_)) => Limit::RatePerKey,
         }
     }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dead(number) | Self::Waiting(number) => write!(f, "{}", number.min(&LARGEST)),
+            Self::Throttle(limit) => write!(f, "{limit}"),
+        }
+    }
+}
+
+/// What makes no sense in the hash, and so does not count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Of which limit; `None`: there is none like it.
+    pub limit: Option<Limit>,
+    /// What is wrong, and what holds in its place.
+    pub text: String,
 }
 
 /// The limits in force.
@@ -82,60 +142,87 @@ pub struct Limits {
     pub dead: u64,
     /// Most waiting and delayed tasks; 0 = no limit.
     pub waiting: u64,
+    /// What workers keep to.
+    pub throttle: Throttle,
     /// Which of them somebody set, validly.
     pub set: Vec<Limit>,
-    /// What makes no sense in the hash, and so does not count.
-    pub problems: Vec<String>,
+    /// What does not count.
+    pub problems: Vec<Problem>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self::of(&Fields::new())
+        Self {
+            dead: 100_000,
+            waiting: 10_000_000,
+            throttle: Throttle::default(),
+            set: Vec::new(),
+            problems: Vec::new(),
+        }
     }
 }
 
 impl Limits {
-    /// One of them.
+    /// One of them; `None`: there is no limit.
     #[must_use]
-    pub fn value(&self, limit: Limit) -> u64 {
-        match limit {
-            Limit::Dead => self.dead,
-            Limit::Waiting => self.waiting,
-        }
+    pub fn get(&self, limit: Limit) -> Option<Setting> {
+        let throttle = &self.throttle;
+        let found = match limit {
+            Limit::Dead => return (self.dead > 0).then_some(Setting::Dead(self.dead)),
+            Limit::Waiting => return (self.waiting > 0).then_some(Setting::Waiting(self.waiting)),
+            Limit::Concurrency => throttle.concurrency.map(throttle::Limit::Concurrency),
+            Limit::Rate => throttle.rate.map(throttle::Limit::Rate),
+            Limit::RatePerKey => throttle.rate_per_key.map(throttle::Limit::RatePerKey),
+        };
+        found.map(Setting::Throttle)
     }
 
-    /// Reads the hash.
+    /// Reads the hash. What workers keep to and cannot be read stays as it is in `last`.
     #[must_use]
-    pub fn of(fields: &Fields) -> Self {
-        let mut out = Self {
-            dead: Limit::Dead.default_value(),
-            waiting: Limit::Waiting.default_value(),
-            set: Vec::new(),
-            problems: Vec::new(),
-        };
+    pub fn of(fields: &Fields, last: &Throttle) -> Self {
+        let mut out = Self::default();
         for (name, value) in fields {
             let name = String::from_utf8_lossy(name);
-            let Some(limit) = Limit::ALL.into_iter().find(|limit| limit.name() == name) else {
-                if !OTHERS.contains(&&*name) {
-                    out.problems.push(format!("there is no limit {:?}", clip(&name, 40)));
-                }
+            let Some(limit) = Limit::named(&name) else {
+                let text = format!("there is no limit {:?}", clip(&name, 40));
+                out.problems.push(Problem { limit: None, text });
                 continue;
             };
             match limit.parse(&String::from_utf8_lossy(value)) {
-                Ok(number) => {
-                    *match limit {
-                        Limit::Dead => &mut out.dead,
-                        Limit::Waiting => &mut out.waiting,
-                    } = number;
+                Ok(setting) => {
+                    match setting {
+                        Setting::Dead(number) => out.dead = number,
+                        Setting::Waiting(number) => out.waiting = number,
+                        Setting::Throttle(limit) => out.throttle.set(limit),
+                    }
                     out.set.push(limit);
                 }
                 Err(problem) => {
-                    let holds = limit.default_value();
-                    out.problems.push(format!("{problem}: the default of {holds} holds"));
+                    let holds = match limit {
+                        Limit::Dead => format!("the default of {} holds", out.dead),
+                        Limit::Waiting => format!("the default of {} holds", out.waiting),
+                        _ => "workers keep to the last valid one".to_owned(),
+                    };
+                    match limit {
+                        Limit::Dead | Limit::Waiting => {}
+                        Limit::Concurrency => out.throttle.concurrency = last.concurrency,
+                        Limit::Rate => out.throttle.rate = last.rate,
+                        Limit::RatePerKey => out.throttle.rate_per_key = last.rate_per_key,
+                    }
+                    out.problems.push(Problem {
+                        limit: Some(limit),
+                        text: format!("{problem}: {holds}"),
+                    });
                 }
             }
         }
         out
+    }
+
+    /// P8: a limit without sense is no other limit than the default.
+    fn alone(limit: Limit, raw: &[u8]) -> Self {
+        let fields = vec![(limit.name().as_bytes().to_vec(), raw.to_vec())];
+        Self::of(&fields, &Throttle::default())
     }
 }
 
@@ -148,29 +235,41 @@ fn key(store: &Store, queue: &Queue) -> String {
 /// # Errors
 /// When Redis does not answer.
 pub async fn read(store: &Store, queue: &Queue) -> Result<Limits, StoreError> {
+    read_after(store, queue, &Throttle::default()).await
+}
+
+/// [`read`], for a worker that has kept to `last` so far.
+///
+/// # Errors
+/// When Redis does not answer.
+pub async fn read_after(store: &Store, queue: &Queue, last: &Throttle) -> Result<Limits, StoreError> {
+    let key = key(store, queue);
     let mut cmd = Cmd::new();
-    cmd.arg("HGETALL").arg(key(store, queue));
+    cmd.arg("HGETALL").arg(&key);
     match store.warm().await?.run(cmd).await {
-        Ok(fields) => Ok(Limits::of(&reply::fields("limits", fields)?)),
+        Ok(fields) => Ok(Limits::of(&reply::fields("limits", fields)?, last)),
         Err(StoreError::Redis { source, .. }) if source.code() == Some("WRONGTYPE") => Ok(Limits {
-            problems: vec![format!(
-                "{} is not a hash: the defaults hold; delete it",
-                key(store, queue)
-            )],
+            throttle: *last,
+            problems: vec![Problem {
+                limit: None,
+                text: format!("{key} is not a hash: the defaults hold, workers keep to what was valid last; delete it"),
+            }],
             ..Limits::default()
         }),
         Err(error) => Err(error),
     }
 }
 
-/// Sets limits; `None` brings the default back. Says whether anything changed; a change leaves one entry in the log.
+/// Sets limits, and brings the defaults of others back. Says whether anything changed; a change leaves one entry in the
+/// log.
 ///
 /// # Errors
 /// When Redis does not answer; doing it again is harmless.
 pub async fn set(
     store: &Store,
     queue: &Queue,
-    edits: &[(Limit, Option<u64>)],
+    settings: &[Setting],
+    clear: &[Limit],
     by: &str,
     why: &str,
 ) -> Result<bool, StoreError> {
@@ -178,9 +277,11 @@ pub async fn set(
     call.key(key(store, queue))
         .key(store.keyspace().render(&Key::Log(queue.clone())));
     call.arg(clip(by, 64)).arg(clip(why, 500));
-    for (limit, value) in edits {
-        call.arg(limit.name())
-            .arg(value.map_or_else(String::new, |n| n.min(LARGEST).to_string()));
+    for setting in settings {
+        call.arg(setting.limit().name()).arg(setting.to_string());
+    }
+    for limit in clear {
+        call.arg(limit.name()).arg("");
     }
     let (word, _) = reply::verdict("limits", store.warm().await?.run_script(&call).await?)?;
     Ok(word == "set")
@@ -192,12 +293,6 @@ fn raw(found: Result<Value, StoreError>) -> Result<Vec<u8>, StoreError> {
         Err(StoreError::Redis { .. }) => Ok(Vec::new()),
         found => reply::bytes("limits", found?),
     }
-}
-
-/// P8: a limit without sense is no other limit than the default.
-fn in_force(limit: Limit, raw: &[u8]) -> u64 {
-    let parsed = limit.parse(&String::from_utf8_lossy(raw));
-    parsed.unwrap_or_else(|_| limit.default_value())
 }
 
 /// How full a queue is.
@@ -236,7 +331,7 @@ pub async fn fullness(link: &Link, store: &Store, queue: &Queue) -> Result<Fulln
     }
     let mut replies = link.run_pipe(&mut pipe).await?.into_iter();
     let mut next = || replies.next().unwrap_or(Ok(Value::Nil)).map_err(|e| link.error(e));
-    let limit = in_force(Limit::Waiting, &raw(next())?);
+    let limit = Limits::alone(Limit::Waiting, &raw(next())?).waiting;
     let mut sum = reply::count("ZCARD", &next()?)?;
     let versions = reply::array("versions", next()?)?;
     for _ in fixed {
@@ -292,7 +387,7 @@ pub async fn hold_if_full(store: &Store, queue: &Queue) -> Result<DeadLimit, Sto
     let mut next = || replies.next().unwrap_or(Ok(Value::Nil)).map_err(|e| link.error(e));
     let count = reply::count("XLEN", &next()?)?;
     let raw = raw(next())?;
-    let limit = in_force(Limit::Dead, &raw);
+    let limit = Limits::alone(Limit::Dead, &raw).dead;
     if limit == 0 || count < limit {
         return Ok(DeadLimit::Room);
     }
@@ -313,15 +408,45 @@ pub async fn hold_if_full(store: &Store, queue: &Queue) -> Result<DeadLimit, Sto
 mod tests {
     use super::*;
 
+    fn read(fields: &[(&str, &str)], last: &Throttle) -> Limits {
+        let bytes = |text: &str| text.as_bytes().to_vec();
+        Limits::of(&fields.iter().map(|(k, v)| (bytes(k), bytes(v))).collect(), last)
+    }
+
     #[test]
     fn what_makes_no_sense_is_named_and_the_default_holds() {
         let fields = [("dead", "5"), ("waiting", "lots"), ("rate", "100/s"), ("deed", "1")];
-        let fields = fields.map(|(k, v)| (k.as_bytes().to_vec(), v.as_bytes().to_vec()));
-        let limits = Limits::of(&fields.to_vec());
-        assert_eq!((limits.dead, limits.waiting), (5, Limit::Waiting.default_value()));
-        assert_eq!(limits.set, [Limit::Dead]);
+        let limits = read(&fields, &Throttle::default());
+        assert_eq!((limits.dead, limits.waiting), (5, Limits::default().waiting));
+        assert_eq!(limits.set, [Limit::Dead, Limit::Rate]);
+        let problems: Vec<_> = limits.problems.iter().map(|p| (p.limit, p.text.as_str())).collect();
+        let [(Some(Limit::Waiting), waiting), (None, unknown)] = problems[..] else {
+            panic!("{limits:?}")
+        };
+        assert!(waiting.contains("\"lots\"") && waiting.ends_with("the default of 10000000 holds"));
+        assert!(unknown.contains("\"deed\""));
+    }
+
+    #[test]
+    fn what_workers_keep_to_stays_when_it_cannot_be_read() {
+        let last = read(&[("rate", "100/s+20"), ("concurrency", "8")], &Throttle::default()).throttle;
+        let limits = read(&[("rate", "fast"), ("rate_per_key", "slow")], &last);
+        assert_eq!(limits.throttle.rate, last.rate);
+        assert_eq!(limits.throttle.concurrency, None, "removed, not broken");
+        assert_eq!(limits.throttle.rate_per_key, None, "never valid");
         assert_eq!(limits.problems.len(), 2, "{limits:?}");
-        assert!(limits.problems[0].contains("\"lots\"") && limits.problems[1].contains("\"deed\""));
+    }
+
+    #[test]
+    fn every_setting_is_written_as_it_is_read() {
+        let texts = ["5", "0", "64", "100/s+20", "5/s"];
+        for (limit, text) in Limit::ALL.into_iter().zip(texts) {
+            let setting = limit.parse(text).unwrap();
+            assert_eq!((setting.limit(), setting.to_string().as_str()), (limit, text));
+            assert_eq!(Limit::named(limit.name()), Some(limit));
+            let shown = read(&[(limit.name(), text)], &Throttle::default()).get(limit);
+            assert_eq!(shown, (text != "0").then_some(setting), "0 is no limit");
+        }
     }
 
     #[test]

@@ -1,51 +1,11 @@
-//! Throttle in Redis: what is set, grants of a fleet's concurrency, and rates.
+//! Throttle in Redis: grants of a fleet's concurrency, and rates.
 
 use std::time::Duration;
 
-use redis::{Cmd, Value};
+use redis::Value;
 
 use super::{connect::Store, error::StoreError, keyspace::Key, reply, script};
-use crate::{
-    envelope::Fields,
-    id::SessionId,
-    name::Queue,
-    throttle::{InvalidThrottle, Rate, Throttle},
-};
-
-/// The limits of a queue, field by field, as they were found.
-///
-/// # Errors
-/// When Redis does not answer.
-pub async fn read(store: &Store, queue: &Queue) -> Result<Fields, StoreError> {
-    let link = store.warm().await?;
-    let mut cmd = Cmd::new();
-    cmd.arg("HGETALL")
-        .arg(store.keyspace().render(&Key::Limits(queue.clone())));
-    reply::fields("limits", link.run(cmd).await?)
-}
-
-/// Makes sense of what [`read`] found. A field that cannot be obeyed keeps the value it has in `last`, and is reported.
-#[must_use]
-pub fn parse(fields: &Fields, last: &Throttle) -> (Throttle, Vec<InvalidThrottle>) {
-    let mut limits = Throttle::default();
-    let mut invalid = Vec::new();
-    for (name, value) in fields {
-        let name = String::from_utf8_lossy(name);
-        match Throttle::parse_field(&name, &String::from_utf8_lossy(value)) {
-            Ok(Some(limit)) => limits.set(limit),
-            Ok(None) => {}
-            Err(error) => {
-                invalid.push(error);
-                match &*name {
-                    crate::throttle::field::CONCURRENCY => limits.concurrency = last.concurrency,
-                    crate::throttle::field::RATE => limits.rate = last.rate,
-                    _ => limits.rate_per_key = last.rate_per_key,
-                }
-            }
-        }
-    }
-    (limits, invalid)
-}
+use crate::{id::SessionId, name::Queue, throttle::Rate};
 
 /// What a session says when it asks for its part of the fleet's concurrency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,10 +6,11 @@ use std::{sync::Arc, time::Duration};
 use switchback_common::{
     StoreError,
     store::{
+        limits::{self, Problem},
         session::Lives,
         throttle::{self, Ask, Granted},
     },
-    throttle::{InvalidThrottle, Throttle},
+    throttle::Throttle,
 };
 
 use crate::{loops::claimer, session::Session};
@@ -23,7 +24,7 @@ const EXCHANGE_EVERY: Duration = Duration::from_millis(250);
 struct Throttler {
     limits: Throttle,
     call: u64,
-    invalid: Vec<InvalidThrottle>,
+    problems: Vec<Problem>,
     open: String,
 }
 
@@ -49,13 +50,13 @@ pub(crate) async fn run(session: Arc<Session>) {
 
 impl Throttler {
     async fn look(&mut self, session: &Session) -> Result<(), StoreError> {
-        let fields = throttle::read(&session.store, &session.queue).await?;
-        let (found, invalid) = throttle::parse(&fields, &self.limits);
-        if invalid != self.invalid {
-            for error in &invalid {
-                tracing::error!(queue.name = %session.queue, "a limit is not obeyed, the last valid one is: {error}");
+        let limits = limits::read_after(&session.store, &session.queue, &self.limits).await?;
+        let (found, problems) = (limits.throttle, limits.problems);
+        if problems != self.problems {
+            for Problem { text, .. } in &problems {
+                tracing::error!(queue.name = %session.queue, "a limit is not obeyed: {text}");
             }
-            self.invalid = invalid;
+            self.problems = problems;
         }
         let last = std::mem::replace(&mut self.limits, found);
         session.pacer.set(found);

@@ -1,19 +1,24 @@
 //! `queue limits`.
 
 use serde::Serialize;
+use serde_json::Value;
 use switchback_common::{
     Queue,
     store::{
         dead::DeadStore,
-        limits::{self, Limit},
+        limits::{self, Limit, Limits, Setting},
+        session::SessionStore,
     },
 };
 
 use crate::{
+    args::LimitEdits,
+    change::signature,
     context::Context,
     exit::Failure,
     output::{Output, table, tell, warn},
     text::plain,
+    view::{is_live, running},
 };
 
 #[derive(Debug, Serialize)]
@@ -27,97 +32,103 @@ struct LimitsView {
 #[derive(Debug, Serialize)]
 struct LimitView {
     name: &'static str,
-    /// 0 is none.
-    limit: u64,
-    default: u64,
+    /// A number, or a rate as text; null is none.
+    limit: Value,
+    default: Value,
     /// Whether somebody set it.
     set: bool,
-    in_use: u64,
+    in_use: Option<u64>,
+    /// Why what lies there does not count.
+    problem: Option<String>,
 }
 
-/// What the options ask for; each limit once.
-pub(super) fn edits(
-    dead: Option<u64>,
-    waiting: Option<u64>,
-    clear: &[Limit],
-) -> Result<Vec<(Limit, Option<u64>)>, Failure> {
-    let given = [(Limit::Dead, dead), (Limit::Waiting, waiting)];
-    let mut out: Vec<_> = given.into_iter().filter(|(_, value)| value.is_some()).collect();
-    for &limit in clear {
-        if out.iter().any(|(given, value)| *given == limit && value.is_some()) {
-            let name = limit.name();
-            return Err(Failure::Usage(format!("--{name} and --clear {name}: one of them")));
-        }
-        out.push((limit, None));
-    }
-    Ok(out)
-}
-
-pub(super) async fn run(
-    context: &Context,
-    out: &mut Output,
-    queue: &Queue,
-    edits: &[(Limit, Option<u64>)],
-    by: &str,
-    why: &str,
-) -> Result<(), Failure> {
+pub(super) async fn run(context: &Context, out: &mut Output, queue: &Queue, edits: &LimitEdits) -> Result<(), Failure> {
     let store = &context.store;
+    let (settings, clear) = (edits.settings(), &edits.clear);
+    if let Some(twice) = settings.iter().map(|s| s.limit()).find(|limit| clear.contains(limit)) {
+        let name = twice.name();
+        return Err(Failure::Usage(format!("{name} is both set and cleared: one of them")));
+    }
     let before = limits::read(store, queue).await?;
-    let changed = if edits.is_empty() {
+    let changed = if settings.is_empty() && clear.is_empty() {
         // Limits may be set before the first task: only who just looks is told that there is no such queue.
         if before.set.is_empty() && before.problems.is_empty() {
             context.require(queue).await?;
         }
         false
     } else {
-        limits::set(store, queue, edits, by, why).await?
+        let (by, why) = signature(edits.by.as_deref(), edits.why.as_deref());
+        limits::set(store, queue, &settings, clear, &by, &why).await?
     };
     let now = limits::read(store, queue).await?;
-    for (limit, _) in edits {
-        let shown = |n: u64| if n == 0 { "no limit".to_owned() } else { n.to_string() };
-        let (was, is) = (before.value(*limit), now.value(*limit));
-        tell(format_args!(
-            "{queue}: {} {} -> {}",
-            limit.name(),
-            shown(was),
-            shown(is)
-        ));
+    for limit in settings.iter().map(|s| s.limit()).chain(clear.iter().copied()) {
+        let (name, was, is) = (limit.name(), words(before.get(limit)), words(now.get(limit)));
+        tell(format_args!("{queue}: {name} {was} -> {is}"));
     }
     for problem in &now.problems {
-        warn(plain(problem));
+        warn(plain(&problem.text));
     }
     let link = store.link().await?;
     let waiting = limits::fullness(&link, store, queue).await?.waiting;
     let dead = DeadStore::new(store, queue).count().await?;
+    let sessions = SessionStore::new(store, queue).list().await?;
+    let live = sessions.iter().filter(|session| is_live(session));
+    let at_once = live.flat_map(|session| running(session).into_values()).sum();
+    let defaults = Limits::default();
     let limits = Limit::ALL.map(|limit| LimitView {
         name: limit.name(),
-        limit: now.value(limit),
-        default: limit.default_value(),
+        limit: json(now.get(limit)),
+        default: json(defaults.get(limit)),
         set: now.set.contains(&limit),
         in_use: match limit {
-            Limit::Dead => dead,
-            Limit::Waiting => waiting,
+            Limit::Dead => Some(dead),
+            Limit::Waiting => Some(waiting),
+            Limit::Concurrency => Some(at_once),
+            Limit::Rate | Limit::RatePerKey => None,
         },
+        problem: now
+            .problems
+            .iter()
+            .find(|p| p.limit == Some(limit))
+            .map(|p| p.text.clone()),
     });
     let view = LimitsView {
         queue: queue.to_string(),
         changed,
         limits: limits.into(),
-        problems: now.problems,
+        problems: now.problems.iter().map(|p| p.text.clone()).collect(),
     };
     out.value(&view, |_| {
-        let rows = view.limits.iter().map(|l| {
+        let rows = Limit::ALL.iter().zip(&view.limits).map(|(&limit, row)| {
+            let from = match (&row.problem, row.set) {
+                (Some(_), _) => "not valid",
+                (None, true) => "set",
+                (None, false) => "default",
+            };
             vec![
-                l.name.to_owned(),
-                if l.limit == 0 {
-                    "none".to_owned()
-                } else {
-                    l.limit.to_string()
+                row.name.to_owned(),
+                match (&row.problem, now.get(limit)) {
+                    // What workers keep to is known to them only.
+                    (Some(_), None) => "?".to_owned(),
+                    (_, most) => words(most),
                 },
-                l.in_use.to_string(),
-                if l.set { "set" } else { "default" }.to_owned(),
+                words(defaults.get(limit)),
+                row.in_use.map_or_else(String::new, |n| n.to_string()),
+                from.to_owned(),
             ]
         });
-        table(&["LIMIT", "MOST", "IN USE", "FROM"], &["MOST", "IN USE"], rows)
+        let header = ["LIMIT", "MOST", "DEFAULT", "IN USE", "FROM"];
+        table(&header, &["MOST", "DEFAULT", "IN USE"], rows)
+    })
+}
+
+fn words(setting: Option<Setting>) -> String {
+    setting.map_or_else(|| "none".to_owned(), |setting| setting.to_string())
+}
+
+fn json(setting: Option<Setting>) -> Value {
+    setting.map_or(Value::Null, |setting| {
+        let text = setting.to_string();
+        text.parse::<u64>().map_or_else(|_| Value::from(text), Value::from)
     })
 }
