@@ -1,6 +1,7 @@
 //! The command line: `switchback <noun> <verb>`. The long help is the reference of the JSON output.
 
 mod dead;
+mod enqueue;
 mod limits;
 mod schedule;
 
@@ -11,6 +12,7 @@ use jiff::SignedDuration;
 use switchback_common::{TaskId, TaskType, Version};
 
 pub(crate) use self::dead::{Act, DeadVerb, Rate, Which};
+pub(crate) use self::enqueue::{EnqueueOptions, IfTaken, PayloadSource};
 pub(crate) use self::limits::LimitEdits;
 pub(crate) use self::schedule::{Remark, ScheduleVerb};
 use crate::output::Format;
@@ -230,21 +232,16 @@ problems: what in the hash makes no sense and so does not count; problem: that o
 #[derive(Debug, Subcommand)]
 pub(crate) enum TaskVerb {
     /// Enqueue one task; prints its id. Creates the queue if there is none.
-    #[command(after_long_help = "JSON: {queue, id}")]
+    #[command(after_long_help = "\
+JSON: {queue, id, existing}
+existing: the id is that of another task, which has the unique key; nothing was enqueued.")]
     Enqueue {
         #[arg(value_name = "TYPE")]
         task_type: TaskType,
         #[command(flatten)]
         source: PayloadSource,
-        /// What percent and pins look at: customer, order… Defaults to the id.
-        #[arg(long, value_name = "KEY")]
-        key: Option<String>,
-        /// Enqueue under this id, at most once within 24 h: safe to repeat.
-        #[arg(long, value_name = "ID")]
-        id: Option<TaskId>,
-        /// Keep the result this long after the task ended, for `task wait`: 60s, 1h; at most 30 days.
-        #[arg(long, value_name = "DURATION")]
-        keep_result: Option<SignedDuration>,
+        #[command(flatten)]
+        options: EnqueueOptions,
     },
     /// Wait until a task has ended, and print its result.
     ///
@@ -282,7 +279,8 @@ JSON: [{queue, id, outcome: removed|waiting|running|marked|started|settled|dead|
     /// Looks at its own place, then through the newest 10 000 entries of each stream and of the log.
     #[command(after_long_help = "\
 JSON: {queue, id, state: waiting|in_flight|delayed|done|dead|cancelled|gone, place|null, entry|null, attempt, deaths, recovered,
-  key|null, enqueued_at|null, enqueued_at_us|null, due_at|null, due_at_us|null,
+  key|null, priority: high|low|null, unique|null, snoozes, enqueued_at|null, enqueued_at_us|null, due_at|null, due_at_us|null,
+  expires_at|null, expires_at_us|null,
   held_by: {session, host|null, pid|null, live, since|null, since_us, version|null}|null, headers: {}, errors: [{attempt, version, error, at, at_us}],
   attempts: [{attempt, version, rev, stream, entry, outcome, ran_ms, session, gate_read_at, gate_read_at_us,
               settled_at, settled_at_us}],
@@ -291,6 +289,8 @@ JSON: {queue, id, state: waiting|in_flight|delayed|done|dead|cancelled|gone, pla
   kept: {state: running|done|dead|cancelled|expired, at, at_us, attempt, version|null, result|null, error|null,
          progress: {done, total, note}|null}|null,
   payload|null, payload_encoding: utf8|escaped|null, malformed|null}
+priority: null is normal. unique: the key it was enqueued under. snoozes: how often its handler put it off.
+expires_at: from then on it is not started any more.
 held_by.version: the one that the gate gives it, unless the gate changed since.
 log_complete: whether all of the log that may speak of the task was read.")]
     Show {
@@ -316,21 +316,6 @@ pub(crate) struct CancelOptions {
     /// Show what would be met, change nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
-}
-
-/// Where the payload comes from.
-#[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
-pub(crate) struct PayloadSource {
-    /// The payload: JSON.
-    #[arg(long, value_name = "JSON", allow_hyphen_values = true)]
-    pub(crate) payload: Option<String>,
-    /// Read the payload from a file.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) file: Option<PathBuf>,
-    /// `-`: read the payload from stdin.
-    #[arg(value_name = "-", value_parser = ["-"])]
-    pub(crate) stdin: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

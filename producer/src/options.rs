@@ -79,7 +79,7 @@ macro_rules! terms {
         /// Do not start it later than this long after it was enqueued: it becomes a dead letter, `expired`. By Redis's
         /// clock; also holds for its later attempts.
         pub fn expires_in(mut self, after: Duration) -> Self {
-            self.terms.expires = Some(format!("+{}", after.as_millis()));
+            self.terms.expires = Some(format!("+{}", millis(after)));
             self
         }
 
@@ -92,8 +92,11 @@ macro_rules! terms {
 }
 
 fn ms_since_1970(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    millis(time.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// One task on its way. Await it to send it.

@@ -789,7 +789,8 @@ async fn tasks_are_enqueued_from_everywhere_and_found() {
             .shell
             .run("task enqueue mail --file task.json --id order-42 -o json")
             .exits(OK);
-        assert_eq!(ran.json(), json!({"queue": "shop/mail", "id": "order-42"}));
+        let told = json!({"queue": "shop/mail", "id": "order-42", "existing": false});
+        assert_eq!(ran.json(), told);
     }
     let view = mail.shell.json("task show mail order-42");
     assert_eq!(view["payload"], "[1e400, 10000000000000000000000]", "as it was typed");

@@ -19,5 +19,6 @@ mod schedules;
 mod sessions;
 mod settle;
 mod suspects;
+mod task_cli;
 mod throttle;
 mod throttle_cli;

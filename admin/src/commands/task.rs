@@ -1,17 +1,17 @@
 //! `task enqueue | show | wait | cancel`.
 
 mod cancel;
+mod enqueue;
 mod wait;
 
-use std::{collections::BTreeMap, io::Read as _, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::SignedDuration;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use switchback_common::{
-    Queue, StreamId, TaskId, TaskType, Version,
-    config::ConfigError,
-    envelope::{AttemptError, DEFAULT_MAX_PAYLOAD, Envelope, field},
+    Priority, Queue, StreamId, TaskId, Version,
+    envelope::{AttemptError, Envelope, field},
     id::stream_salt,
     store::{
         cancel::mark_of,
@@ -23,15 +23,15 @@ use switchback_common::{
         session::SessionStore,
     },
 };
-use switchback_gates::{Decision, GateError, decide};
-use switchback_producer::Producer;
+use switchback_gates::{Decision, decide};
 
+pub(crate) use self::enqueue::read_payload;
 use crate::{
-    args::{PayloadSource, TaskVerb},
+    args::TaskVerb,
     commands::dead::payload_lines,
     context::Context,
     exit::Failure,
-    output::{Output, sheet, table, tell},
+    output::{Output, sheet, table},
     text::{ago, lossless, plain, rfc3339},
     view::{ErrorView, error_lines, is_live, whereabouts},
 };
@@ -47,13 +47,8 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: TaskVerb) -> 
         TaskVerb::Enqueue {
             task_type,
             source,
-            key,
-            id,
-            keep_result,
-        } => {
-            let keep_result = keep_result.map(duration).transpose()?;
-            enqueue(context, out, task_type, source, (key, id, keep_result)).await
-        }
+            options,
+        } => enqueue::run(context, out, task_type, source, options).await,
         TaskVerb::Wait { task_type, id, timeout } => {
             wait::run(context, out, &context.queue(task_type), &id, duration(timeout)?).await
         }
@@ -70,82 +65,6 @@ fn duration(given: SignedDuration) -> Result<Duration, Failure> {
     Duration::try_from(given).map_err(|_| Failure::Usage("a duration cannot be negative".to_owned()))
 }
 
-#[derive(Debug, Serialize)]
-struct Enqueued {
-    queue: String,
-    id: String,
-}
-
-async fn enqueue(
-    context: &Context,
-    out: &mut Output,
-    task_type: TaskType,
-    source: PayloadSource,
-    (key, id, keep_result): (Option<String>, Option<TaskId>, Option<Duration>),
-) -> Result<(), Failure> {
-    let text = read_payload(source)?;
-    let payload: Box<RawValue> =
-        serde_json::from_str(&text).map_err(|e| Failure::Usage(format!("the payload is not JSON: {e}")))?;
-    let producer = Producer::new(context.store.clone(), context.namespace.clone());
-    let mut request = producer.enqueue_json(&task_type, &payload);
-    if let Some(key) = key {
-        request = request.key(key);
-    }
-    if let Some(id) = id {
-        request = request.id(id.to_string());
-    }
-    if let Some(ttl) = keep_result {
-        request = request.keep_result(ttl);
-    }
-    let id = request.await?;
-    let queue = context.queue(task_type.clone());
-    // It is enqueued: what cannot be read now is not worth a failure.
-    match context.gates.show(&queue).await {
-        Err(GateError::NoGate(_)) => tell(format_args!(
-            "{queue}: no worker has joined this queue yet, the task waits"
-        )),
-        Ok(shown) if shown.gate.paused => tell(format_args!("{queue} is paused, the task waits")),
-        _ => {}
-    }
-    let view = Enqueued {
-        queue: queue.to_string(),
-        id: id.to_string(),
-    };
-    out.value(&view, |_| view.id.clone())
-}
-
-/// Reads a payload from where the arguments say.
-pub(crate) fn read_payload(source: PayloadSource) -> Result<String, Failure> {
-    if let Some(text) = source.payload {
-        return Ok(text);
-    }
-    // One byte more than fits: enough to see that it is too long.
-    let limit = u64::try_from(DEFAULT_MAX_PAYLOAD).unwrap_or(u64::MAX).saturating_add(1);
-    let mut bytes = Vec::new();
-    match source.file {
-        Some(path) => {
-            let unreadable = |source| ConfigError::Unreadable {
-                path: path.clone(),
-                source,
-            };
-            let file = std::fs::File::open(&path).map_err(unreadable)?;
-            file.take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
-        }
-        None => {
-            std::io::stdin()
-                .take(limit)
-                .read_to_end(&mut bytes)
-                .map_err(|e| Failure::Other(format!("cannot read stdin: {e}")))?;
-        }
-    }
-    if bytes.len() > DEFAULT_MAX_PAYLOAD {
-        return Err(Failure::Refused(format!(
-            "the payload is longer than {DEFAULT_MAX_PAYLOAD} bytes; put large data elsewhere and enqueue a reference"
-        )));
-    }
-    String::from_utf8(bytes).map_err(|_| Failure::Usage("the payload is not UTF-8, so it is not JSON".to_owned()))
-}
-
 /// One task.
 #[derive(Debug, Serialize)]
 struct TaskView {
@@ -158,6 +77,11 @@ struct TaskView {
     deaths: u64,
     recovered: u64,
     key: Option<String>,
+    priority: Option<&'static str>,
+    unique: Option<String>,
+    snoozes: u32,
+    expires_at: Option<String>,
+    expires_at_us: Option<u64>,
     enqueued_at: Option<String>,
     enqueued_at_us: Option<u64>,
     due_at: Option<String>,
@@ -349,6 +273,11 @@ async fn view_of(
         deaths: 0,
         recovered: 0,
         key: None,
+        priority: None,
+        unique: None,
+        snoozes: 0,
+        expires_at: None,
+        expires_at_us: None,
         enqueued_at: None,
         enqueued_at_us: None,
         due_at: None,
@@ -389,7 +318,10 @@ async fn view_of(
     view.attempt = view.attempt.max(field_number(&fields, field::ATTEMPT));
     view.deaths = field_number(&fields, field::DEATHS);
     view.recovered = field_number(&fields, field::RECOVERED);
-    view.key = Some(field_text(&fields, field::KEY)).filter(|key| !key.is_empty());
+    let given = |name| Some(field_text(&fields, name)).filter(|text| !text.is_empty());
+    view.key = given(field::KEY);
+    view.unique = given(field::UNIQUE);
+    view.priority = given(field::PRIORITY).and_then(|text| text.parse::<Priority>().ok()?.field());
     let errors: Vec<AttemptError> = reply::field(&fields, field::ERRORS)
         .and_then(|json| serde_json::from_slice(json).ok())
         .unwrap_or_default();
@@ -446,7 +378,12 @@ async fn view_of(
         });
     }
     match Envelope::decode(0, found.entry, fields, usize::MAX) {
-        Ok(envelope) => view.headers = envelope.headers,
+        Ok(envelope) => {
+            view.headers = envelope.headers;
+            view.snoozes = envelope.snoozes;
+            view.expires_at_us = envelope.expires_ms.map(micros);
+            view.expires_at = view.expires_at_us.and_then(rfc3339);
+        }
         Err(problem) => view.malformed = Some(problem.to_string()),
     }
     view.place = Some(found.place);
@@ -498,6 +435,7 @@ fn human(view: &TaskView, payload: Option<&[u8]>, now: u64) -> String {
         ("ENTRY", view.entry.clone().unwrap_or_default()),
         ("ENQUEUED", when(view.enqueued_at_us, &view.enqueued_at)),
         ("DUE", when(view.due_at_us, &view.due_at)),
+        ("EXPIRES", when(view.expires_at_us, &view.expires_at)),
         (
             "HELD BY",
             view.held_by.as_ref().map(|h| h.words.clone()).unwrap_or_default(),
@@ -513,7 +451,10 @@ fn human(view: &TaskView, payload: Option<&[u8]>, now: u64) -> String {
         ("ATTEMPTS", view.attempt.to_string()),
         ("DEATHS", or_none(view.deaths)),
         ("RECOVERED", or_none(view.recovered)),
+        ("SNOOZES", or_none(view.snoozes.into())),
+        ("PRIORITY", view.priority.unwrap_or_default().to_owned()),
         ("KEY", view.key.as_deref().map(plain).unwrap_or_default()),
+        ("UNIQUE KEY", view.unique.as_deref().map(plain).unwrap_or_default()),
         ("REASON", dead.map(|d| plain(&d.reason)).unwrap_or_default()),
         ("ERROR", dead.map(|d| plain(&d.error)).unwrap_or_default()),
         ("MALFORMED", view.malformed.as_deref().map(plain).unwrap_or_default()),
