@@ -18,5 +18,6 @@ mod results;
 mod retention;
 mod rolling;
 mod schedules;
+mod seams;
 mod throttle;
 mod traces;

@@ -48,7 +48,12 @@ const RETRY: Backoff = Backoff::new(Duration::from_millis(5), Duration::from_mil
 /// Takes one claimed task to its outcome.
 pub(crate) async fn run(session: Arc<Session>, task: Claimed) {
     let (mut pass, mut barred) = (None, None);
-    if task.envelope.deaths > 0 {
+    if let Some(at) = task.not_before
+        && !Box::pin(pace::wait_until(&session, at)).await
+    {
+        barred = Some(Barred::Elsewhere(back(&task.envelope)));
+    } else if task.envelope.deaths > 0 {
+        // P7: not before its time has come, for it may keep the whole process waiting.
         match Box::pin(suspects::admit(&session, &task)).await {
             Ok(admitted) => pass = Some(Box::new(admitted)),
             Err(why) => barred = Some(why),
@@ -57,6 +62,7 @@ pub(crate) async fn run(session: Arc<Session>, task: Claimed) {
     let routed = match barred {
         None => route(&session, &task, pass.as_deref()).await,
         Some(Barred::Elsewhere(to)) => Some(Route::Elsewhere(to)),
+        Some(Barred::Over(outcome)) => Some(Route::Over(outcome)),
         Some(Barred::Lost) => None,
     };
     #[cfg(feature = "faults")]
@@ -83,8 +89,7 @@ pub(crate) async fn run(session: Arc<Session>, task: Claimed) {
             outcome
         }
         Some(Route::Elsewhere(to)) => moved(&task, to),
-        Some(Route::Expired) => expired(&session, &task),
-        Some(Route::Cancelled) => cancelled_unrun(&session, &task),
+        Some(Route::Over(outcome)) => *outcome,
         // The session is lost: the task is somebody else's now.
         None => {
             session.slots.ended();
@@ -111,21 +116,24 @@ enum Route<'a> {
         permit: Permit<'a>,
     },
     Elsewhere(usize),
-    Expired,
-    Cancelled,
+    Over(Box<Outcome>),
+}
+
+/// The end of a task that may not start whatever the gate says: it was cancelled, or its deadline has passed.
+pub(crate) fn over(session: &Session, task: &Claimed) -> Option<Box<Outcome>> {
+    if session.cancels.forbids(&task.envelope) {
+        return Some(Box::new(cancelled_unrun(session, task)));
+    }
+    let at = task.envelope.expires_ms?;
+    (session.clock.now_us() / 1_000 >= at).then(|| Box::new(expired(session, task)))
 }
 
 /// Decides under one gate read, and begins the attempt if it may begin.
 fn route_under<'a>(session: &'a Session, task: &Claimed, alone: bool, read: &Obeyed) -> Result<Route<'a>, Refusal> {
     let gate = &read.ruling.gate;
     // P3: `read` came with every mark that was made before it.
-    if session.cancels.forbids(&task.envelope) {
-        return Ok(Route::Cancelled);
-    }
-    if let Some(at) = task.envelope.expires_ms
-        && session.clock.now_us() / 1_000 >= at
-    {
-        return Ok(Route::Expired);
+    if let Some(outcome) = over(session, task) {
+        return Ok(Route::Over(outcome));
     }
     let decision = decide(gate, &session.spec.task_type, || task.envelope.routing_key());
     #[cfg(feature = "faults")]
@@ -174,11 +182,6 @@ fn misroute<'a>(session: &'a Session, task: &Claimed, gate: &'a Gate, decision: 
 /// Decides until there is an answer that may be acted on. `None`: the session is lost.
 async fn route<'a>(session: &'a Session, task: &Claimed, pass: Option<&Pass<'_>>) -> Option<Route<'a>> {
     let alone = pass.is_some_and(Pass::is_alone);
-    if let Some(at) = task.not_before
-        && !Box::pin(pace::wait_until(session, at)).await
-    {
-        return Some(Route::Elsewhere(back(&task.envelope)));
-    }
     let read = task.obeyed.as_ref();
     let refused = match read.map(|read| route_under(session, task, alone, read)) {
         Some(Ok(route)) => return Some(route),

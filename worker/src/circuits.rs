@@ -52,6 +52,12 @@ impl Circuits {
         })
     }
 
+    /// Whether `version` starts nothing now.
+    pub(crate) fn holds(&self, version: &Version) -> bool {
+        self.of(version)
+            .is_some_and(|circuit| circuit.may(Moment::now()) == May::None)
+    }
+
     /// Of `places`, those to read while circuits are open: no lane of an open version, and nothing at all when no version
     /// of ours that the gate reaches may start anything (P6: the tasks stay where they are).
     pub(crate) fn readable(&self, mut places: Vec<usize>, gate: &Gate) -> Vec<usize> {

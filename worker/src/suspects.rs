@@ -21,7 +21,8 @@ use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    attempt::Claimed,
+    attempt::{self, Claimed},
+    outcome::Outcome,
     session::Session,
     streams::{HEAD, SUSPECT},
 };
@@ -226,10 +227,12 @@ pub(crate) struct Pass<'a> {
 }
 
 /// Why a suspect gets no pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Barred {
     /// It goes to the stream at this place.
     Elsewhere(usize),
+    /// It will never start.
+    Over(Box<Outcome>),
     /// The session is lost: the task is somebody else's.
     Lost,
 }
@@ -239,7 +242,11 @@ pub(crate) enum Barred {
 /// # Errors
 /// Where it goes instead.
 pub(crate) async fn admit<'a>(session: &'a Session, task: &Claimed) -> Result<Pass<'a>, Barred> {
-    // Decided first: to be handed over, or to wait for a gate that cannot be read, it needs nobody out of its way.
+    // Decided first: to be handed over, to end without a start, or to wait for a gate that cannot be read, it needs nobody
+    // out of its way.
+    if let Some(outcome) = attempt::over(session, task) {
+        return Err(Barred::Over(outcome));
+    }
     let version = version(session, task).inspect_err(|_| session.suspects.rest())?;
     let ticket = session.suspects.enter(session);
     let ticket = ticket.ok_or(Barred::Elsewhere(SUSPECT))?;
@@ -300,7 +307,9 @@ fn version(session: &Session, task: &Claimed) -> Result<Version, Barred> {
         task.envelope.routing_key()
     }) {
         Decision::Hold => Err(Barred::Elsewhere(SUSPECT)),
-        Decision::Run(version) if !session.spec.handlers.contains_key(version) => {
+        Decision::Run(version)
+            if !session.spec.handlers.contains_key(version) || session.spec.circuits.holds(version) =>
+        {
             Err(Barred::Elsewhere(session.streams.lane(version)))
         }
         Decision::Run(version) => Ok(version.clone()),

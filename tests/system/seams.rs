@@ -1,0 +1,152 @@
+//! Where two features meet: a promise of one must not be what the other breaks.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use switchback_common::{
+    Queue,
+    store::inspect,
+};
+use switchback_tests::{Process, eventually, patience};
+
+use crate::fixture::Fixture;
+
+const LONG: Duration = Duration::from_secs(30);
+const PROBE: &str = "sb:stream:{test:probe}";
+const PROBE_SUSPECT: &str = "sb:suspect:{test:probe}";
+const NEIGHBOUR: &str = "sb:stream:{test:neighbour}";
+const HANGS: &str = r#"{"n":1,"work_ms":600000}"#;
+
+/// A worker process that serves `probe` and `neighbour`, and the file that it writes its starts to.
+fn pool(fixture: &Fixture, directory: &Path, name: &str, extra: &[&str]) -> (Process, PathBuf) {
+    let file = directory.join(name);
+    let (url, path) = (fixture.server.url(), file.display().to_string());
+    let mut args = vec!["--redis", &url, "--versions", "v1", "--witness", &path];
+    args.extend(["--lease-ms", "2000", "--grace-ms", "100", "--neighbour"]);
+    args.extend(extra);
+    (
+        Process::start("switchback-test-pool", args, [("RUST_LOG", "info")]),
+        file,
+    )
+}
+
+fn started(file: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let starts = text.lines().filter_map(|line| line.strip_prefix("start "));
+    starts
+        .filter_map(|rest| rest.split(' ').next().map(str::to_owned))
+        .collect()
+}
+
+async fn add(fixture: &Fixture, stream: &str, payload: &str, fields: &[&str]) {
+    let mut args = vec!["XADD", stream, "*", "payload", payload];
+    args.extend(fields);
+    fixture.raw(&args).await;
+}
+
+async fn has_started(file: &Path, what: &[&str]) {
+    eventually(&format!("{what:?} have started"), patience(LONG), async || {
+        let started = started(file);
+        if what.iter().all(|n| started.iter().any(|s| s == n)) {
+            Ok(())
+        } else {
+            Err(format!("{started:?}"))
+        }
+    })
+    .await;
+}
+
+async fn blocked(fixture: &Fixture, clients: usize) {
+    eventually("workers wait for tasks", patience(LONG), async || {
+        let info: String = redis::from_redis_value(fixture.raw(&["INFO", "clients"]).await).unwrap();
+        info.lines().any(|line| line == format!("blocked_clients:{clients}"))
+    })
+    .await;
+}
+
+/// Adds an entry to `stream` and takes all of the queue's rate `1/h` in the same moment, as a faster worker would: whoever
+/// waits for tasks believes that a start is left, and has a task that must wait for its time.
+async fn add_too_fast(fixture: &Fixture, queue: &str, stream: &str, payload: &str, deaths: &str) {
+    let script = "local t = redis.call('TIME')
+        redis.call('SET', KEYS[1], string.format('%.0f 1/h', (t[1] + 3600) * 1000000 + t[2]))
+        return redis.call('XADD', KEYS[2], '*', 'payload', ARGV[1], 'deaths', ARGV[2])";
+    let rate = format!("sb:rate:{{test:{queue}}}");
+    let args = ["EVAL", script, "2", &rate, stream, payload, deaths];
+    loop {
+        fixture.raw(&args).await;
+        let claimed = async || {
+            let group = inspect::group(&fixture.store, stream).await.unwrap();
+            group.waiting() == 0
+        };
+        for _ in 0..20 {
+            if claimed().await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        // Nobody waited just then. Once more.
+        fixture.raw(&["DEL", &rate]).await;
+        fixture.raw(&["XTRIM", stream, "MAXLEN", "0"]).await;
+    }
+}
+
+// P7: a suspect that has to wait for its queue's rate does not keep the process waiting with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspect_waits_for_its_rate_before_it_wants_to_be_alone() {
+    let fixture = Fixture::new().await;
+    fixture.raw(&["HSET", "sb:limits:{test:probe}", "rate", "1/h"]).await;
+    let directory = tempfile::TempDir::new().unwrap();
+    let (process, file) = pool(&fixture, directory.path(), "one", &[]);
+    process.wait_line("session begun").await;
+    add(&fixture, NEIGHBOUR, r#"{"n":1}"#, &[]).await;
+    has_started(&file, &["1"]).await;
+    blocked(&fixture, 2).await;
+    add_too_fast(&fixture, "probe", PROBE_SUSPECT, r#"{"n":2}"#, "2").await;
+    for n in 3..6 {
+        add(&fixture, NEIGHBOUR, &format!("{{\"n\":{n}}}"), &[]).await;
+    }
+    has_started(&file, &["3", "4", "5"]).await;
+    process.term();
+    assert!(process.wait().await.success());
+    let suspects = inspect::group(&fixture.store, PROBE_SUSPECT).await.unwrap();
+    assert_eq!((suspects.waiting(), suspects.pending), (1, 0), "{suspects:?}");
+    assert_eq!(started(&file).len(), 4, "it never started");
+}
+
+// P7: one that will never start, because it was cancelled or its deadline has passed, asks nobody to make room.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspect_that_is_over_keeps_nobody_waiting() {
+    let fixture = Fixture::new().await;
+    let directory = tempfile::TempDir::new().unwrap();
+    let (process, file) = pool(&fixture, directory.path(), "one", &[]);
+    process.wait_line("session begun").await;
+    // Whoever wants to be alone waits for this one.
+    add(&fixture, NEIGHBOUR, HANGS, &[]).await;
+    has_started(&file, &["1"]).await;
+    let cancelled = "cancelled-1".parse().unwrap();
+    fixture.producer.cancel("probe", &cancelled).await.unwrap();
+    let two = r#"{"n":2}"#;
+    add(&fixture, PROBE_SUSPECT, two, &["deaths", "2", "expires", "1"]).await;
+    add(
+        &fixture,
+        PROBE_SUSPECT,
+        two,
+        &["deaths", "2", "id", "cancelled-1", "enqueued_at", "1"],
+    )
+    .await;
+    eventually("both are over", patience(LONG), async || {
+        let queue = Queue::new("test".parse().unwrap(), "probe".parse().unwrap());
+        let depth = inspect::depth(&fixture.store, &queue).await.unwrap();
+        if (depth.dead, depth.suspect.waiting(), depth.in_flight()) == (1, 0, 0) {
+            Ok(())
+        } else {
+            Err(format!("{depth:?}"))
+        }
+    })
+    .await;
+    add(&fixture, PROBE, r#"{"n":3}"#, &[]).await;
+    has_started(&file, &["3"]).await;
+    assert_eq!(started(&file), ["1", "3"]);
+}
