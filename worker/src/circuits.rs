@@ -94,9 +94,11 @@ impl Circuits {
         }
     }
 
-    /// When the next probe may start.
-    pub(crate) fn probe_at(&self) -> Option<Moment> {
-        self.list.iter().filter_map(|(_, c)| lock(c).probe_at()).min()
+    /// When the next probe may start; `None`: not before the gate or a circuit changes.
+    pub(crate) fn probe_at(&self, gate: &Gate) -> Option<Moment> {
+        let reached = |version| !gate.paused && gate.reaches(version);
+        let reached = self.list.iter().filter(|(version, _)| reached(version));
+        reached.filter_map(|(_, circuit)| lock(circuit).probe_at()).min()
     }
 
     /// The versions whose circuits are open.
@@ -170,5 +172,30 @@ fn tell(session: &Session, version: &Version, turn: Turn) {
         Turn::Closed => tracing::info!(
             queue.name = %queue, task.version = %version, "the probe of {version} succeeded; its tasks start again"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    // Whoever waits for a probe that nobody may make would wait no time at all, again and again.
+    #[test]
+    fn what_the_gate_does_not_reach_is_not_probed() {
+        let versions: [Version; 2] = ["v1".parse().unwrap(), "v2".parse().unwrap()];
+        let second = Duration::from_secs(1);
+        let circuits = Circuits::new(Some(Breaker::new(1.0, 1, second, second)), &versions);
+        let long_ago = Moment::now();
+        for (version, at) in versions.iter().zip([long_ago, long_ago + second]) {
+            let mut circuit = circuits.of(version).unwrap();
+            let leave = circuit.ask(at).unwrap();
+            circuit.end(leave, Some(true), at);
+        }
+        let mut gate = Gate::new(versions[1].clone());
+        assert_eq!(circuits.probe_at(&gate), Some(long_ago + second * 2));
+        gate.paused = true;
+        assert_eq!(circuits.probe_at(&gate), None);
     }
 }

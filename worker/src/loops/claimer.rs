@@ -272,7 +272,8 @@ fn most(session: &Session) -> usize {
 
 /// Passes when a circuit may be probed.
 async fn probe(session: &Session) {
-    match session.spec.circuits.probe_at() {
+    let ruling = session.view.newest();
+    match ruling.and_then(|ruling| session.spec.circuits.probe_at(&ruling.gate)) {
         Some(at) => tokio::time::sleep(at.since(Moment::now())).await,
         None => std::future::pending().await,
     }
