@@ -150,3 +150,23 @@ async fn a_suspect_that_is_over_keeps_nobody_waiting() {
     has_started(&file, &["3"]).await;
     assert_eq!(started(&file), ["1", "3"]);
 }
+
+// What a process cannot use while a suspect has it to itself is the others' (P7).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspect_that_runs_alone_does_not_hold_the_fleets_concurrency() {
+    let fixture = Fixture::new().await;
+    fixture
+        .raw(&["HSET", "sb:limits:{test:neighbour}", "concurrency", "2"])
+        .await;
+    let directory = tempfile::TempDir::new().unwrap();
+    let (first, alone) = pool(&fixture, directory.path(), "one", &[]);
+    first.wait_line("session begun").await;
+    add(&fixture, PROBE_SUSPECT, HANGS, &["deaths", "2"]).await;
+    has_started(&alone, &["1"]).await;
+    let (_second, others) = pool(&fixture, directory.path(), "two", &[]);
+    for n in [2, 3] {
+        let payload = format!("{{\"n\":{n},\"work_ms\":600000}}");
+        add(&fixture, NEIGHBOUR, &payload, &[]).await;
+    }
+    has_started(&others, &["2", "3"]).await;
+}

@@ -76,7 +76,8 @@ impl Throttler {
     /// Asks until there is nothing to give back.
     async fn exchange(&mut self, session: &Session, limit: u32) -> Result<(), StoreError> {
         loop {
-            let places = match session.closing.is_cancelled() {
+            // P7: nor does it want any while a suspect has the process to itself.
+            let places = match session.closing.is_cancelled() || !session.company.is_open() {
                 true => Vec::new(),
                 false => claimer::readable(session),
             };
