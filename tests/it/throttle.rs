@@ -318,13 +318,36 @@ async fn each_key_has_a_rate_of_its_own() {
     let q = TestQueue::seeded().await;
     let per_key = rate("60/h+2");
     let keys = ["hot", "hot", "cold", "hot", "hot", "a:{b}"];
-    let (waits, now_ms) = pace_keys(&q.store, &q.queue, per_key, &keys).await.unwrap();
+    let (waits, now_ms) = pace_keys(&q.store, &q.queue, per_key, &keys.map(|key| (key, None)))
+        .await
+        .unwrap();
     assert_eq!((waits[0], waits[1], waits[2], waits[5]), (0, 0, 0, 0));
     assert!((waits[3], waits[4]) == (60_000, 120_000), "{waits:?}");
     assert!(now_ms > 1_600_000_000_000);
     // The next batch comes after the last one.
-    let (waits, _) = pace_keys(&q.store, &q.queue, per_key, &["hot", "cold"]).await.unwrap();
+    let next = [("hot", None), ("cold", None)];
+    let (waits, _) = pace_keys(&q.store, &q.queue, per_key, &next).await.unwrap();
     assert!(waits[0] > 120_000 && waits[0] <= 180_000 && waits[1] == 0, "{waits:?}");
+    // Who could only start after his deadline takes no time from those behind him.
+    let (soon, late) = (Some(now_ms + 100_000), Some(now_ms + 10_000_000));
+    let late = [
+        ("hot", soon),
+        ("hot", soon),
+        ("hot", late),
+        ("hot", Some(1)),
+        ("hot", None),
+    ];
+    let (waits, then_ms) = pace_keys(&q.store, &q.queue, per_key, &late).await.unwrap();
+    assert!(
+        waits[..2].iter().all(|wait| then_ms + wait >= now_ms + 100_000),
+        "{waits:?}"
+    );
+    assert!(
+        waits[..2].iter().all(|wait| then_ms + wait <= now_ms + 100_001),
+        "{waits:?}"
+    );
+    assert!(waits[2] > 180_000 && waits[2] <= 240_000 && waits[3] == 1, "{waits:?}");
+    assert_eq!(waits[4], waits[2] + 60_000, "{waits:?}");
     // P10: keys go by themselves.
     let names: Vec<String> = q.cmd(&["KEYS", "sb:rate:*"]).await;
     assert_eq!(names.len(), 3, "{names:?}");

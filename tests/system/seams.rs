@@ -17,6 +17,8 @@ const LONG: Duration = Duration::from_secs(30);
 const PROBE: &str = "sb:stream:{test:probe}";
 const PROBE_SUSPECT: &str = "sb:suspect:{test:probe}";
 const NEIGHBOUR: &str = "sb:stream:{test:neighbour}";
+const JOB: &str = "sb:stream:{test:job}";
+const LIMITS: &str = "sb:limits:{test:job}";
 const HANGS: &str = r#"{"n":1,"work_ms":600000}"#;
 
 /// A worker process that serves `probe` and `neighbour`, and the file that it writes its starts to.
@@ -169,4 +171,39 @@ async fn a_suspect_that_runs_alone_does_not_hold_the_fleets_concurrency() {
         add(&fixture, NEIGHBOUR, &payload, &[]).await;
     }
     has_started(&others, &["2", "3"]).await;
+}
+
+// A rate is for starts: what will never start takes none, or a queue that is behind would do nothing but let tasks expire.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_over_takes_no_start_of_a_rate() {
+    let mut fixture = Fixture::new().await;
+    fixture
+        .raw(&["HSET", LIMITS, "rate", "1/h+3", "rate_per_key", "1/h+3"])
+        .await;
+    let (stop, _) = fixture.simple(&["v1"]).await;
+    fixture.stop(&stop).await;
+    for n in 0..40_u64 {
+        let payload = format!("{{\"n\":{n}}}");
+        let id = format!("job-{n}");
+        if n % 2 == 0 {
+            add(&fixture, JOB, &payload, &["key", "k", "expires", "1"]).await;
+        } else {
+            add(&fixture, JOB, &payload, &["key", "k", "id", &id]).await;
+            fixture.producer.cancel("job", &id.parse().unwrap()).await.unwrap();
+        }
+    }
+    for n in 100..103 {
+        add(&fixture, JOB, &format!("{{\"n\":{n}}}"), &["key", "k"]).await;
+    }
+    let (_stop, seen) = fixture.simple(&["v1"]).await;
+    eventually("those that may start have", patience(LONG), async || {
+        let ran: Vec<u64> = seen.all().iter().map(|ran| ran.n).collect();
+        if ran == [100, 101, 102] {
+            Ok(())
+        } else {
+            Err(format!("{ran:?} {:?}", fixture.depth().await))
+        }
+    })
+    .await;
+    assert_eq!(fixture.depth().await.dead, 20);
 }

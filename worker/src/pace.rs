@@ -3,7 +3,8 @@
 //! Before a claim a worker looks how many starts the queue's rate has left, and claims no more: tasks that may not start
 //! stay in line. It takes them after the claim, as many as it needs; if others were faster, a task waits for its time. A
 //! key is known only after the claim; a task beyond its key's rate goes to the delayed set with a time of its own, and
-//! its slot to the next task.
+//! its slot to the next task. What will never start takes no start: a queue that is behind would do nothing but let its
+//! tasks expire.
 
 use std::{
     sync::{
@@ -21,12 +22,13 @@ use switchback_common::{
 };
 
 use crate::{
-    attempt::Claimed,
+    attempt::{self, Claimed},
     ends,
     outcome::{Message, Outcome},
     session::Session,
     slots::Reserved,
     streams::HEAD,
+    suspects::back,
 };
 
 /// Throttle are looked at this often: a longer wait may be one for a rate that has changed.
@@ -56,7 +58,12 @@ impl Pacer {
     }
 
     fn rate(&self) -> Option<Rate> {
-        self.limited.load(Ordering::Acquire).then(|| self.limits().rate)?
+        self.is_limited().then(|| self.limits().rate)?
+    }
+
+    /// Whether there is a rate of the queue.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.limited.load(Ordering::Acquire)
     }
 
     /// Whether `task` must be given a time by its key's rate first.
@@ -72,7 +79,7 @@ impl Pacer {
 
 /// Starts taken from the queue's rate for one claim.
 #[derive(Debug)]
-pub(crate) struct Starts {
+struct Starts {
     now: usize,
     /// The first of those to come.
     next: Moment,
@@ -81,7 +88,7 @@ pub(crate) struct Starts {
 
 impl Starts {
     /// Uses one; tells its time, if that is to come.
-    pub(crate) fn spend(&mut self) -> Option<Moment> {
+    fn spend(&mut self) -> Option<Moment> {
         if self.now > 0 {
             self.now -= 1;
             return None;
@@ -120,8 +127,32 @@ pub(crate) async fn before_claim<'a>(session: &Session, mut slots: Reserved<'a>,
     None
 }
 
+/// Gives claimed tasks their times, by their keys, then by the queue; at most `slots` can start. Returns those that start
+/// now or wait for a moment; the others are on their way.
+pub(crate) async fn give_times(session: &Session, tasks: Vec<Claimed>, slots: usize) -> Vec<Claimed> {
+    let over = |task: &Claimed| match attempt::over(session, task) {
+        Some(outcome) => session.outcomes.send(Message::Outcome(*outcome)).is_ok(),
+        None => false,
+    };
+    let tasks = tasks.into_iter().filter(|task| !over(task));
+    let (keyed, mut tasks): (Vec<_>, Vec<_>) = tasks.partition(|task| session.pacer.by_key(session, task));
+    if !keyed.is_empty() {
+        tasks.extend(by_key(session, keyed).await);
+    }
+    let count = tasks.len().min(slots);
+    if count > 0
+        && let Some(mut starts) = after_claim(session, count).await
+    {
+        tasks
+            .iter_mut()
+            .take(count)
+            .for_each(|task| task.not_before = starts.spend());
+    }
+    tasks
+}
+
 /// Takes starts for `count` tasks that are claimed. `None`: there is no rate.
-pub(crate) async fn after_claim(session: &Session, count: usize) -> Option<Starts> {
+async fn after_claim(session: &Session, count: usize) -> Option<Starts> {
     let rate = session.pacer.rate()?;
     let every = Duration::from_nanos(rate.interval_ns());
     loop {
@@ -167,11 +198,14 @@ pub(crate) async fn wait_until(session: &Session, at: Moment) -> bool {
 
 /// Gives each task its time by its key's rate. Returns those that may start now; the others are on their way to the
 /// delayed set, with no attempt burnt (P6), and pass the gate when their time has come (P5).
-pub(crate) async fn by_key(session: &Session, tasks: Vec<Claimed>) -> Vec<Claimed> {
+async fn by_key(session: &Session, tasks: Vec<Claimed>) -> Vec<Claimed> {
     let Some(rate) = session.pacer.limits().rate_per_key else {
         return tasks;
     };
-    let keys: Vec<&str> = tasks.iter().filter_map(|t| t.envelope.key.as_deref()).collect();
+    let keys: Vec<(&str, Option<u64>)> = tasks
+        .iter()
+        .map(|task| (task.envelope.key.as_deref().unwrap_or(""), task.envelope.expires_ms))
+        .collect();
     let (waits, now_ms) = loop {
         match throttle::pace_keys(&session.store, &session.queue, rate, &keys).await {
             Ok(paced) => break paced,
@@ -181,7 +215,9 @@ pub(crate) async fn by_key(session: &Session, tasks: Vec<Claimed>) -> Vec<Claime
         }
         if !pause(session).await {
             for task in tasks {
-                let _ = session.outcomes.send(Message::Outcome(ends::moved(&task, HEAD)));
+                let _ = session
+                    .outcomes
+                    .send(Message::Outcome(ends::moved(&task, back(&task.envelope))));
             }
             return Vec::new();
         }
@@ -202,7 +238,10 @@ fn delayed(task: &Claimed, due_ms: u64) -> Outcome {
     let mut outcome = ends::moved(task, HEAD);
     if let Some((fate, fields)) = &mut outcome.fate {
         *fate = Fate::Retry { due_ms };
-        fields.push((field::SLOT, format!("{} {due_ms}", task.envelope.attempt)));
+        // Else it comes back to expire: no time was left for it.
+        if task.envelope.expires_ms.is_none_or(|at| due_ms < at) {
+            fields.push((field::SLOT, format!("{} {due_ms}", task.envelope.attempt)));
+        }
     }
     outcome
 }

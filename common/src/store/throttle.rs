@@ -100,15 +100,24 @@ pub async fn pace(store: &Store, queue: &Queue, rate: Rate, want: usize) -> Resu
 /// When each task of a batch may start by the rate of its key: ms from now, in the order of `keys`; and Redis's time, in
 /// ms since 1970.
 ///
+/// Beside each key stands the deadline of its task, in ms since 1970: whatever could only start after it is told that
+/// moment, and takes no start.
+///
 /// # Errors
 /// When Redis does not answer: times may have been given, and are lost.
-pub async fn pace_keys(store: &Store, queue: &Queue, rate: Rate, keys: &[&str]) -> Result<(Vec<u64>, u64), StoreError> {
+pub async fn pace_keys(
+    store: &Store,
+    queue: &Queue,
+    rate: Rate,
+    keys: &[(&str, Option<u64>)],
+) -> Result<(Vec<u64>, u64), StoreError> {
     let link = store.warm().await?;
     let mut call = script::KEY_RATES.prepare_invoke();
-    for key in keys {
-        call.key(store.keyspace().render(&Key::KeyRate(queue.clone(), (*key).to_owned())));
-    }
     call.arg(rate.to_string()).arg(rate.interval_ns()).arg(rate.burst());
+    for (key, expires) in keys {
+        call.key(store.keyspace().render(&Key::KeyRate(queue.clone(), (*key).to_owned())));
+        call.arg(expires.unwrap_or(0));
+    }
     let (_, rest) = reply::verdict("keys", link.run_script(&call).await?)?;
     let mut waits = rest
         .map(|v| reply::count("keys", &v))

@@ -23,7 +23,7 @@ use crate::{
     attempt::{self, Claimed},
     ends::{self, dead_fields},
     outcome::{Message, Outcome},
-    pace::{self, Starts},
+    pace,
     plan::Plan,
     session::Session,
     slots::Reserved,
@@ -317,8 +317,8 @@ pub(crate) async fn take(session: &Arc<Session>, claim: Claim, mut slots: Reserv
     if count == 0 {
         return;
     }
-    let mut starts = pace::after_claim(session, count.min(slots.count())).await;
-    let mut keyed = Vec::new();
+    let limited = session.pacer.is_limited();
+    let mut paced = Vec::new();
     for (place, entries) in claim.entries {
         let fresh = session.held.add(entries.iter().map(|e| (place, e.id)));
         session.slots.claimed(fresh.iter().filter(|fresh| **fresh).count());
@@ -336,23 +336,22 @@ pub(crate) async fn take(session: &Arc<Session>, claim: Claim, mut slots: Reserv
             let Some(task) = unpack(session, (place, &stream), entry, claimed, obeyed.clone()) else {
                 continue;
             };
-            match session.pacer.by_key(session, &task) {
-                true => keyed.push(task),
-                false => begin(session, &mut slots, &mut starts, task),
+            match limited || session.pacer.by_key(session, &task) {
+                true => paced.push(task),
+                false => begin(session, &mut slots, task),
             }
         }
     }
-    if !keyed.is_empty() {
-        for task in pace::by_key(session, keyed).await {
-            begin(session, &mut slots, &mut starts, task);
+    if !paced.is_empty() {
+        for task in pace::give_times(session, paced, slots.count()).await {
+            begin(session, &mut slots, task);
         }
     }
 }
 
 /// Begins an attempt, or gives the task back if there is no slot for it.
-fn begin(session: &Arc<Session>, slots: &mut Reserved<'_>, starts: &mut Option<Starts>, mut task: Claimed) {
+fn begin(session: &Arc<Session>, slots: &mut Reserved<'_>, task: Claimed) {
     if slots.fill() {
-        task.not_before = starts.as_mut().and_then(Starts::spend);
         // Boxed: it is three kilobytes, and spawning moves it more than once.
         session
             .attempts
