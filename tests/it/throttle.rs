@@ -356,3 +356,14 @@ async fn each_key_has_a_rate_of_its_own() {
         assert!(ttl > 0 && ttl < 600_000, "{name} {ttl}");
     }
 }
+
+// Workers look before they take, and take nothing while they see nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_raised_rate_is_seen_by_who_only_looks() {
+    let q = TestQueue::seeded().await;
+    pace(&q.store, &q.queue, rate("1/h"), 5).await.unwrap();
+    eventually("a start is left", patience(Duration::from_secs(10)), async || {
+        pace(&q.store, &q.queue, rate("100/s"), 0).await.unwrap().now > 0
+    })
+    .await;
+}

@@ -207,3 +207,18 @@ async fn what_is_over_takes_no_start_of_a_rate() {
     .await;
     assert_eq!(fixture.depth().await.dead, 20);
 }
+
+// A task that waits in its worker for a time that an old rate gave it goes back when the rate changes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_that_is_raised_lets_those_start_that_wait_for_the_old_one() {
+    let mut fixture = Fixture::new().await;
+    fixture.raw(&["HSET", LIMITS, "rate", "1/h"]).await;
+    let (_stop, seen) = fixture.simple(&["v1"]).await;
+    blocked(&fixture, 1).await;
+    add_too_fast(&fixture, "job", JOB, r#"{"n":1}"#, "0").await;
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    assert!(seen.all().is_empty(), "it waits");
+    fixture.raw(&["HSET", LIMITS, "rate", "1000/s"]).await;
+    fixture.drained().await;
+    assert_eq!(seen.all().len(), 1);
+}

@@ -187,12 +187,22 @@ async fn pause(session: &Session) -> bool {
     }
 }
 
-/// Waits for a start's time; false when the session closes before.
+/// Waits for a start's time; false when the session closes before, or the rate changes: another may have it start sooner.
 pub(crate) async fn wait_until(session: &Session, at: Moment) -> bool {
-    tokio::select! {
-        biased;
-        () = session.closing.cancelled() => false,
-        () = tokio::time::sleep(at.since(Moment::now())) => true,
+    let rate = session.pacer.rate();
+    loop {
+        let left = at.since(Moment::now());
+        tokio::select! {
+            biased;
+            () = session.closing.cancelled() => return false,
+            () = tokio::time::sleep(left.min(LONGEST_WAIT)) => {}
+        }
+        if left <= LONGEST_WAIT {
+            return true;
+        }
+        if session.pacer.rate() != rate {
+            return false;
+        }
     }
 }
 

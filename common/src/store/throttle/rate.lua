@@ -12,13 +12,15 @@ local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
 local tat, of = string.match(redis.call('GET', KEYS[1]) or '', '^(%d+) (.+)$')
 tat = tonumber(tat or now)
--- Another rate than the one it was filled under: at worst the bucket is empty.
-if of ~= text then tat = math.min(tat, now + tolerance) end
+-- Another rate than the one it was filled under: at worst the bucket is empty. It fills from now on, also if this only
+-- looks, or whoever looks before he takes would find it empty until the old rate's time has come.
+local emptied = of ~= text and tat > now + tolerance
+if emptied then tat = now + tolerance end
 tat = math.max(tat, now)
 local free = math.max(0, math.floor((now + tolerance - tat) / interval + 1e-6))
 local begin = want > 0 and math.min(want, free) or free
 local wait = tat + (begin + 1) * interval - tolerance - now
-if want > 0 then
+if want > 0 or emptied then
   tat = tat + want * interval
   local ttl = math.ceil((tat - now) / 1000) + 1000
   redis.call('SET', KEYS[1], string.format('%.0f %s', math.ceil(tat), text), 'PX', string.format('%.0f', ttl))
