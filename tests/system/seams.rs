@@ -2,16 +2,19 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use switchback_common::{
     Queue,
+    clock::Moment,
     store::inspect,
 };
 use switchback_tests::{Process, eventually, patience};
+use switchback_worker::{Context, TaskError};
 
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, Job};
 
 const LONG: Duration = Duration::from_secs(30);
 const PROBE: &str = "sb:stream:{test:probe}";
@@ -221,4 +224,30 @@ async fn a_rate_that_is_raised_lets_those_start_that_wait_for_the_old_one() {
     fixture.raw(&["HSET", LIMITS, "rate", "1000/s"]).await;
     fixture.drained().await;
     assert_eq!(seen.all().len(), 1);
+}
+
+// A task that its handler puts off starts again, and pays for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snoozed_task_starts_again_at_the_rate_of_its_key() {
+    let mut fixture = Fixture::new().await;
+    fixture.raw(&["HSET", LIMITS, "rate_per_key", "1/s+1"]).await;
+    let starts: Arc<Mutex<Vec<Moment>>> = Arc::default();
+    let (config, noted) = (fixture.config(), Arc::clone(&starts));
+    let handler = move |_: Job, ctx: Context| {
+        noted.lock().unwrap().push(Moment::now());
+        std::future::ready(match ctx.snoozes {
+            0 => Err(TaskError::snooze(Duration::from_millis(10))),
+            _ => Ok(()),
+        })
+    };
+    fixture.worker(config, |t| t.version("v1", handler)).await;
+    let begun = Moment::now();
+    for n in 0..3 {
+        add(&fixture, JOB, &format!("{{\"n\":{n}}}"), &["key", "k"]).await;
+    }
+    fixture.drained().await;
+    let starts = starts.lock().unwrap();
+    assert_eq!(starts.len(), 6);
+    let took = starts[5].since(begun);
+    assert!(took >= Duration::from_millis(4_900), "6 starts of one key in {took:?}");
 }

@@ -111,6 +111,10 @@ pub(crate) fn snoozed(
         field::SNOOZES,
         envelope.snoozes.saturating_add(1).min(MAX_COUNT).to_string(),
     ));
+    if envelope.slot.is_some() {
+        // It has started, and the next start is given a time of its own.
+        fields.push((field::SLOT, String::new()));
+    }
     Outcome {
         place,
         entry,
