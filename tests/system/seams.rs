@@ -9,12 +9,13 @@ use std::{
 use switchback_common::{
     Queue,
     clock::Moment,
+    schedule::{Missed, Schedule},
     store::inspect,
 };
 use switchback_tests::{Process, eventually, patience};
 use switchback_worker::{Context, TaskError};
 
-use crate::fixture::{Fixture, Job};
+use crate::fixture::{Fixture, Job, Seen};
 
 const LONG: Duration = Duration::from_secs(30);
 const PROBE: &str = "sb:stream:{test:probe}";
@@ -250,4 +251,40 @@ async fn a_snoozed_task_starts_again_at_the_rate_of_its_key() {
     assert_eq!(starts.len(), 6);
     let took = starts[5].since(begun);
     assert!(took >= Duration::from_millis(4_900), "6 starts of one key in {took:?}");
+}
+
+// P10: a schedule adds nothing to a queue that is full; its ticks are late then, like those that nobody was there for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_delays_schedules() {
+    let mut fixture = Fixture::new().await;
+    fixture.raw(&["HSET", LIMITS, "waiting", "3"]).await;
+    let (config, seen) = (fixture.config(), Seen::default());
+    let job = Job {
+        n: 1,
+        then: String::new(),
+    };
+    let handler = seen.handler();
+    fixture
+        .worker(config, |t| {
+            let schedule = Schedule::new("* * * * * *", &job).missed(Missed::All);
+            t.version("v1", handler).schedule("often", schedule)
+        })
+        .await;
+    eventually("it fires", patience(LONG), async || !seen.all().is_empty()).await;
+    fixture.set(&[("paused", "1")]).await;
+    eventually("it is full", patience(LONG), async || {
+        fixture.depth().await.waiting() >= 3
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(1_000)).await;
+    let waiting = fixture.depth().await.waiting();
+    tokio::time::sleep(Duration::from_millis(4_000)).await;
+    assert_eq!(fixture.depth().await.waiting(), waiting);
+    let before = seen.all().len();
+    fixture.set(&[("paused", "0")]).await;
+    eventually("what was late is fired", patience(LONG), async || {
+        let ran = seen.all().len();
+        if ran >= before + 8 { Ok(()) } else { Err(ran) }
+    })
+    .await;
 }

@@ -353,6 +353,16 @@ pub async fn fullness(link: &Link, store: &Store, queue: &Queue) -> Result<Fulln
     Ok(Fullness { limit, waiting: sum })
 }
 
+/// Whether a queue has no room for another task.
+///
+/// # Errors
+/// When Redis does not answer.
+pub async fn is_full(store: &Store, queue: &Queue) -> Result<bool, StoreError> {
+    let link = store.warm().await?;
+    let Fullness { limit, waiting } = fullness(&link, store, queue).await?;
+    Ok(limit > 0 && waiting >= limit)
+}
+
 fn append_group(pipe: &mut redis::Pipeline, stream: &str) {
     pipe.cmd("XLEN").arg(stream);
     pipe.cmd("XINFO").arg("GROUPS").arg(stream);

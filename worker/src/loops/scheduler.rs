@@ -1,7 +1,8 @@
 //! The scheduler: declares the schedules of this worker's code, and enqueues a task at every tick of every schedule.
 //!
 //! Every worker of the queue does this, and any of them may be the one that fires: the script fires a tick once (P2). A
-//! paused gate does not stop it: what is due waits in line like any task.
+//! paused gate does not stop it: what is due waits in line like any task. A full queue does (P10): ticks are late then, and
+//! each schedule says what becomes of those.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -9,7 +10,7 @@ use switchback_common::{
     StoreError,
     schedule::{Schedule, ScheduleName, Source, Timetable},
     store::{
-        log,
+        limits, log,
         schedule::{Change, Firing, Found, Listing, ScheduleStore, Written, json},
     },
 };
@@ -39,6 +40,8 @@ struct Scheduler {
     declared: bool,
     /// Whether the last look failed, and that was said.
     grumbled: bool,
+    /// Whether the queue was full when something was due last.
+    full: bool,
 }
 
 /// Fires until the session closes.
@@ -49,6 +52,7 @@ pub(crate) async fn run(session: Arc<Session>) {
         session: Arc::clone(&session),
         read: HashMap::new(),
         grumbled: false,
+        full: false,
     };
     loop {
         let wait = match scheduler.look().await {
@@ -87,18 +91,24 @@ impl Scheduler {
         }
         self.read
             .retain(|name, _| listing.schedules.iter().any(|found| found.name == *name));
-        let mut wait = LOOK_EVERY;
+        let (mut wait, mut full) = (LOOK_EVERY, None);
         for found in &listing.schedules {
-            if let Some(next) = self.fire(found, listing.now_ms).await? {
+            if let Some(next) = self.fire(found, listing.now_ms, &mut full).await? {
                 wait = wait.min(Duration::from_millis(next.saturating_sub(listing.now_ms)));
             }
+        }
+        if let Some(full) = full {
+            if full && !self.full {
+                tracing::warn!(queue.name = %self.session.queue, "the queue is full: its schedules fire when there is room");
+            }
+            self.full = full;
         }
         // Counted from asking for the time: firing took some of it.
         Ok(wait.saturating_sub(listing.sent.elapsed()).max(SHORTEST_WAIT))
     }
 
-    /// Fires what is due of one schedule; tells its next tick.
-    async fn fire(&mut self, found: &Found, now_ms: u64) -> Result<Option<u64>, StoreError> {
+    /// Fires what is due of one schedule, unless the queue is `full`; tells its next tick.
+    async fn fire(&mut self, found: &Found, now_ms: u64, full: &mut Option<bool>) -> Result<Option<u64>, StoreError> {
         let digest = found.digest();
         if self.read.get(&found.name).is_none_or(|read| read.digest != digest) {
             let sound = self.read_anew(found).await?;
@@ -117,6 +127,9 @@ impl Scheduler {
         }
         let counted_from = found.counted_from(now_ms);
         let due = timetable.due(schedule.missed, counted_from.unwrap_or(now_ms), now_ms);
+        if !due.ticks.is_empty() && is_full(&self.session, full).await? {
+            return Ok(None);
+        }
         let firing = Firing {
             name,
             schedule,
@@ -162,6 +175,14 @@ impl Scheduler {
             }
         }
     }
+}
+
+/// Whether the queue has no room for another task; asked for once.
+async fn is_full(session: &Session, known: &mut Option<bool>) -> Result<bool, StoreError> {
+    if let Some(full) = *known {
+        return Ok(full);
+    }
+    Ok(*known.insert(limits::is_full(&session.store, &session.queue).await?))
 }
 
 /// Writes down what this worker's code declares, unless a person has set it or it is so already.
