@@ -6,7 +6,10 @@
 //! queues that serves; only a death alone makes it a dead letter (`reap.lua`).
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,7 +20,7 @@ use switchback_common::{
     store::session::{Lives, Suspect},
 };
 use switchback_gates::{Decision, decide};
-use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, watch};
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -49,27 +52,39 @@ pub(crate) fn back(envelope: &Envelope) -> usize {
 /// as long as the longest attempt that runs may take, nothing else starts.
 #[derive(Debug)]
 pub(crate) struct Company {
-    lock: RwLock<()>,
+    /// How many run beside each other, and [`CLOSED`]: one word, so that whoever closes it knows who got in before.
+    beside: AtomicUsize,
+    /// The last one left while it was closed.
+    left: Notify,
+    /// Whose turn it is to be alone.
+    turn: tokio::sync::Mutex<()>,
     /// How many want to be alone, or are.
     solos: watch::Sender<usize>,
 }
 
+/// Somebody is alone, or wants to be.
+const CLOSED: usize = 1 << (usize::BITS - 1);
+
 impl Company {
     pub(crate) fn new() -> Self {
         Self {
-            lock: RwLock::new(()),
+            beside: AtomicUsize::new(0),
+            left: Notify::new(),
+            turn: tokio::sync::Mutex::new(()),
             solos: watch::Sender::new(0),
         }
     }
 
     /// A place beside others; `None` if somebody is alone or wants to be. One atomic operation.
-    pub(crate) fn beside(&self) -> Option<RwLockReadGuard<'_, ()>> {
-        self.lock.try_read().ok()
+    pub(crate) fn beside(&self) -> Option<Beside<'_>> {
+        let open = |word: usize| (word & CLOSED == 0).then_some(word + 1);
+        let entered = self.beside.fetch_update(Ordering::AcqRel, Ordering::Acquire, open);
+        entered.ok().map(|_| Beside(self))
     }
 
     /// Whether nobody is alone or wants to be: what is claimed now can start.
     pub(crate) fn is_open(&self) -> bool {
-        *self.solos.borrow() == 0
+        self.beside.load(Ordering::Acquire) & CLOSED == 0
     }
 
     /// Waits until nobody is alone or wants to be.
@@ -79,27 +94,52 @@ impl Company {
     }
 
     async fn alone(&self) -> Alone<'_> {
-        self.solos.send_modify(|solos| *solos += 1);
+        // The bit follows the number under the number's lock.
+        self.solos.send_modify(|solos| {
+            *solos += 1;
+            self.beside.fetch_or(CLOSED, Ordering::AcqRel);
+        });
         // Counted down also if this is dropped while it waits.
         let mut alone = Alone {
             company: self,
-            guard: None,
+            turn: None,
         };
-        alone.guard = Some(self.lock.write().await);
+        alone.turn = Some(self.turn.lock().await);
+        while self.beside.load(Ordering::Acquire) != CLOSED {
+            self.left.notified().await;
+        }
         alone
+    }
+}
+
+/// A place beside others.
+#[derive(Debug)]
+pub(crate) struct Beside<'a>(&'a Company);
+
+impl Drop for Beside<'_> {
+    fn drop(&mut self) {
+        if self.0.beside.fetch_sub(1, Ordering::AcqRel) == CLOSED + 1 {
+            // Kept for whoever looks later: one at a time waits for it.
+            self.0.left.notify_one();
+        }
     }
 }
 
 #[derive(Debug)]
 struct Alone<'a> {
     company: &'a Company,
-    guard: Option<RwLockWriteGuard<'a, ()>>,
+    turn: Option<tokio::sync::MutexGuard<'a, ()>>,
 }
 
 impl Drop for Alone<'_> {
     fn drop(&mut self) {
-        self.guard = None;
-        self.company.solos.send_modify(|solos| *solos -= 1);
+        self.turn = None;
+        self.company.solos.send_modify(|solos| {
+            *solos -= 1;
+            if *solos == 0 {
+                self.company.beside.fetch_and(!CLOSED, Ordering::AcqRel);
+            }
+        });
     }
 }
 
@@ -321,5 +361,44 @@ fn barred(session: &Session) -> Barred {
     match session.board.is_lost() {
         true => Barred::Lost,
         false => Barred::Elsewhere(SUSPECT),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt as _, poll};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_is_alone_and_nobody_gets_in_before() {
+        let company = Company::new();
+        let (one, two) = (company.beside().unwrap(), company.beside().unwrap());
+        let mut first = Box::pin(company.alone());
+        let mut second = Box::pin(company.alone());
+        assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
+        assert!(
+            company.beside().is_none() && !company.is_open(),
+            "one waits to be alone"
+        );
+        drop(one);
+        assert!(poll!(&mut first).is_pending(), "two runs");
+        drop(two);
+        let alone = first.await;
+        assert!(poll!(&mut second).is_pending(), "not two of them at once");
+        drop(alone);
+        assert!(company.beside().is_none(), "another one's turn");
+        drop(second.await);
+        assert!(company.open().now_or_never().is_some() && company.beside().is_some());
+    }
+
+    #[tokio::test]
+    async fn whoever_gives_up_waiting_lets_the_others_in() {
+        let company = Company::new();
+        let _one = company.beside();
+        let mut gone = Box::pin(company.alone());
+        assert!(poll!(&mut gone).is_pending());
+        drop(gone);
+        assert!(company.is_open() && company.beside().is_some());
     }
 }
