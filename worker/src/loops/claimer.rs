@@ -167,13 +167,14 @@ async fn claim_until_broken(
 async fn reserve(session: &Session, idle: bool) -> Reserved<'_> {
     let slots = &session.slots;
     let freed = slots.freed.notified();
-    let free = slots.free();
-    if free == 0 {
+    if slots.free() == 0 {
         tokio::select! {
             () = freed => {}
             () = session.closing.cancelled() => {}
         }
-    } else if !idle && free < slots.share().min(MAX_CLAIM) {
+    }
+    let freed = slots.freed.notified();
+    if !idle && (1..slots.share().min(MAX_CLAIM)).contains(&slots.free()) {
         // Nearly all run: a little patience makes for fewer and larger claims.
         tokio::select! {
             () = freed => {}
