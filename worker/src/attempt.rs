@@ -13,20 +13,20 @@ use switchback_common::{
 #[cfg(feature = "faults")]
 use switchback_gates::Gate;
 use switchback_gates::{Decision, Obeyed, decide};
-use tokio::sync::RwLockReadGuard;
-use tracing::Instrument as _;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span};
 
 use crate::{
     circuits::Permit,
     ends::{CENTURY, cancelled_unrun, dead_fields, ended_alive, expired, kept, millis, moved, snoozed},
-    handler::{Context, ErrorKind, TaskError},
+    handler::{Context, ErrorKind, Handler, Running, TaskError},
     outcome::{Message, Outcome, Ran},
     pace,
     results::{self, Leaves, Returned},
-    running::Reporter,
+    running::{Reporter, RunId},
     session::Session,
     starts::Refusal,
-    suspects::{self, Barred, Pass, back},
+    suspects::{self, Barred, Beside, Pass, back},
 };
 
 /// A claimed task on its way to its handler.
@@ -46,75 +46,81 @@ pub(crate) struct Claimed {
 const RETRY: Backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(500));
 
 /// Takes one claimed task to its outcome.
-pub(crate) async fn run(session: Arc<Session>, task: Claimed) {
-    let (mut pass, mut barred) = (None, None);
-    if let Some(at) = task.not_before
-        && !Box::pin(pace::wait_until(&session, at)).await
-    {
-        barred = Some(Barred::Elsewhere(back(&task.envelope)));
-    } else if task.envelope.deaths > 0 {
-        // P7: not before its time has come, for it may keep the whole process waiting.
-        match Box::pin(suspects::admit(&session, &task)).await {
-            Ok(admitted) => pass = Some(Box::new(admitted)),
-            Err(why) => barred = Some(why),
+#[expect(
+    clippy::manual_async_fn,
+    reason = "the future of an async fn would hold the task twice"
+)]
+pub(crate) fn run(session: Arc<Session>, mut task: Claimed) -> impl Future<Output = ()> + Send {
+    // Thousands may run, and what is rare on the way is boxed: every attempt would carry its size.
+    async move {
+        let (mut pass, mut barred) = (None, None);
+        if let Some(at) = task.not_before
+            && !Box::pin(pace::wait_until(&session, at)).await
+        {
+            barred = Some(Barred::Elsewhere(back(&task.envelope)));
+        } else if task.envelope.deaths > 0 {
+            // P7: not before its time has come, for it may keep the whole process waiting.
+            match Box::pin(suspects::admit(&session, &task)).await {
+                Ok(admitted) => pass = Some(Box::new(admitted)),
+                Err(why) => barred = Some(why),
+            }
         }
-    }
-    let routed = match barred {
-        None => route(&session, &task, pass.as_deref()).await,
-        Some(Barred::Elsewhere(to)) => Some(Route::Elsewhere(to)),
-        Some(Barred::Over(outcome)) => Some(Route::Over(outcome)),
-        Some(Barred::Lost) => None,
-    };
-    #[cfg(feature = "faults")]
-    if session.config.faults.bury_recovered && task.envelope.recovered > 0 {
-        session.slots.ended();
-        let fields = dead_fields(&session, "poison", "its worker died", None);
-        let _ = session.outcomes.send(Message::Outcome(Outcome {
-            fate: Some((Fate::Dead, fields)),
-            ..moved(&task, crate::streams::HEAD)
-        }));
-        return;
-    }
-    let outcome = match routed {
-        Some(Route::Start {
-            version,
-            obeyed,
-            started,
-            beside,
-            permit,
-        }) => {
-            let outcome = execute(&session, task, &version, &obeyed, started, permit).await;
-            session.board.end(&version);
-            drop(beside);
-            outcome
-        }
-        Some(Route::Elsewhere(to)) => moved(&task, to),
-        Some(Route::Over(outcome)) => *outcome,
-        // The session is lost: the task is somebody else's now.
-        None => {
+        let routed = match barred {
+            None => match route_now(&session, &task, pass.as_deref()) {
+                Some(route) => Some(route),
+                None => Box::pin(route(&session, &task, pass.as_deref())).await,
+            },
+            Some(Barred::Elsewhere(to)) => Some(Route::Elsewhere(to)),
+            Some(Barred::Over(outcome)) => Some(Route::Over(outcome)),
+            Some(Barred::Lost) => None,
+        };
+        #[cfg(feature = "faults")]
+        if session.config.faults.bury_recovered && task.envelope.recovered > 0 {
             session.slots.ended();
-            session.slots.settled(1);
-            session.held.remove([(task.place, task.entry)]);
+            let fields = dead_fields(&session, "poison", "its worker died", None);
+            let _ = session.outcomes.send(Message::Outcome(Outcome {
+                fate: Some((Fate::Dead, fields)),
+                ..moved(&task, crate::streams::HEAD)
+            }));
             return;
         }
-    };
-    session.slots.ended();
-    // The settler outlives every attempt.
-    let _ = session.outcomes.send(Message::Outcome(outcome));
-    if let Some(pass) = pass {
-        Box::pin(pass.end()).await;
+        let outcome = match routed {
+            Some(Route::Start(mut start)) => {
+                let (version, beside) = (start.version, start.beside.take());
+                let (begun, handler) = begin(&session, &mut task, start);
+                let end = match handler {
+                    Ok(handler) => {
+                        let driven = drive(&session, handler, &begun.cancelled, &task.envelope);
+                        driven.instrument(begun.span.clone()).await
+                    }
+                    Err(end) => end,
+                };
+                let outcome = finish(&session, &task, begun, end);
+                session.board.end(version);
+                drop(beside);
+                outcome
+            }
+            Some(Route::Elsewhere(to)) => moved(&task, to),
+            Some(Route::Over(outcome)) => *outcome,
+            // The session is lost: the task is somebody else's now.
+            None => {
+                session.slots.ended();
+                session.slots.settled(1);
+                session.held.remove([(task.place, task.entry)]);
+                return;
+            }
+        };
+        session.slots.ended();
+        // The settler outlives every attempt.
+        let _ = session.outcomes.send(Message::Outcome(outcome));
+        if let Some(pass) = pass {
+            Box::pin(pass.end()).await;
+        }
     }
 }
 
 enum Route<'a> {
-    Start {
-        version: Version,
-        obeyed: Obeyed,
-        started: Moment,
-        /// Its place beside others; `None` if it runs alone.
-        beside: Option<RwLockReadGuard<'a, ()>>,
-        permit: Permit<'a>,
-    },
+    Start(Start<'a>),
     Elsewhere(usize),
     Over(Box<Outcome>),
 }
@@ -126,6 +132,18 @@ pub(crate) fn over(session: &Session, task: &Claimed) -> Option<Box<Outcome>> {
     }
     let at = task.envelope.expires_ms?;
     (session.clock.now_us() / 1_000 >= at).then(|| Box::new(expired(session, task)))
+}
+
+/// Leave to start an attempt, counted on the board.
+struct Start<'a> {
+    version: &'a Version,
+    handler: &'a Handler,
+    rev: u64,
+    read_us: u64,
+    started: Moment,
+    /// Its place beside others; `None` if it runs alone.
+    beside: Option<Beside<'a>>,
+    permit: Permit<'a>,
 }
 
 /// Decides under one gate read, and begins the attempt if it may begin.
@@ -141,28 +159,30 @@ fn route_under<'a>(session: &'a Session, task: &Claimed, alone: bool, read: &Obe
     match decision {
         // P6: a pause gives the task back as it was.
         Decision::Hold => Ok(Route::Elsewhere(back(&task.envelope))),
-        Decision::Run(version) if !session.spec.handlers.contains_key(version) => {
-            Ok(Route::Elsewhere(session.streams.lane(version)))
-        }
-        Decision::Run(version) => match session.spec.circuits.ask(version) {
-            // P6: its version fails; it waits in its lane, where others may take it.
-            None => Ok(Route::Elsewhere(session.streams.lane(version))),
+        Decision::Run(version) => {
+            let Some((version, handler)) = session.spec.handlers.get_key_value(version) else {
+                return Ok(Route::Elsewhere(session.streams.lane(version)));
+            };
+            let Some(permit) = session.spec.circuits.ask(version) else {
+                // P6: its version fails; it waits in its lane, where others may take it.
+                return Ok(Route::Elsewhere(session.streams.lane(version)));
+            };
             // P3, P4: made here, in the spawned task, right before the handler is first polled.
-            Some(permit) => {
-                let beside = match alone {
-                    true => None,
-                    false => Some(session.company.beside().ok_or(Refusal::Alone)?),
-                };
-                let started = session.board.begin(read.ruling.rev, read.sent, version)?;
-                Ok(Route::Start {
-                    version: version.clone(),
-                    obeyed: read.clone(),
-                    started,
-                    beside,
-                    permit,
-                })
-            }
-        },
+            let beside = match alone {
+                true => None,
+                false => Some(session.company.beside().ok_or(Refusal::Alone)?),
+            };
+            let started = session.board.begin(read.ruling.rev, read.sent, version)?;
+            Ok(Route::Start(Start {
+                version,
+                handler,
+                rev: read.ruling.rev,
+                read_us: read.time_us,
+                started,
+                beside,
+                permit,
+            }))
+        }
     }
 }
 
@@ -179,6 +199,12 @@ fn misroute<'a>(session: &'a Session, task: &Claimed, gate: &'a Gate, decision: 
     }
 }
 
+/// The plain way: decides under the gate as read after the claim. `None`: it takes longer.
+fn route_now<'a>(session: &'a Session, task: &Claimed, pass: Option<&Pass<'_>>) -> Option<Route<'a>> {
+    let read = task.obeyed.as_ref()?;
+    route_under(session, task, pass.is_some_and(Pass::is_alone), read).ok()
+}
+
 /// Decides until there is an answer that may be acted on. `None`: the session is lost.
 async fn route<'a>(session: &'a Session, task: &Claimed, pass: Option<&Pass<'_>>) -> Option<Route<'a>> {
     let alone = pass.is_some_and(Pass::is_alone);
@@ -188,7 +214,6 @@ async fn route<'a>(session: &'a Session, task: &Claimed, pass: Option<&Pass<'_>>
         Some(Err(refusal)) => Some(refusal),
         None => None,
     };
-    // Boxed: rare, and every attempt would carry its size.
     let again = Box::pin(route_again(session, task, alone, refused));
     if !alone {
         return again.await;
@@ -259,49 +284,48 @@ async fn route_again<'a>(
     }
 }
 
-async fn execute(
-    session: &Arc<Session>,
-    task: Claimed,
-    version: &Version,
-    obeyed: &Obeyed,
-    started: Moment,
-    permit: Permit<'_>,
-) -> Outcome {
-    let Claimed {
-        place,
-        entry,
-        bytes,
-        mut envelope,
-        ..
-    } = task;
+/// An attempt that has begun.
+struct Begun<'a> {
+    start: Start<'a>,
+    attempt: u32,
+    cancelled: CancellationToken,
+    run: RunId,
+    /// How long the task's result is kept, if that was asked for.
+    kept_for: Option<Duration>,
+    span: Span,
+}
+
+/// Makes the handler's future; `Err`: that is how the attempt ended.
+fn begin<'a>(session: &Arc<Session>, task: &mut Claimed, start: Start<'a>) -> (Begun<'a>, Result<Running, End>) {
+    let envelope = &mut task.envelope;
     let attempt = envelope.attempt + 1;
     let cancelled = session.cancel_handlers.child_token();
-    let kept_for = results::kept_for(&envelope, session.spec.keep_results);
+    let kept_for = results::kept_for(envelope, session.spec.keep_results);
     // Entered first, then looked: a mark that comes in between finds the attempt, or the attempt finds it.
-    let run = session.running.add(&envelope, &cancelled);
+    let run = session.running.add(envelope, &cancelled);
     if session.cancels.stops(&envelope.id, envelope.enqueued_at_ms) {
         cancelled.cancel();
     }
     let context = Context {
         id: envelope.id.clone(),
         queue: session.queue.clone(),
-        version: version.clone(),
+        version: start.version.clone(),
         attempt,
         recovered: envelope.recovered,
         key: envelope.key.clone(),
         snoozes: envelope.snoozes,
         enqueued_at_ms: envelope.enqueued_at_ms,
         headers: std::mem::take(&mut envelope.headers),
-        started,
-        gate_rev: obeyed.ruling.rev,
+        started: start.started,
+        gate_rev: start.rev,
         #[cfg(feature = "faults")]
         evidence: crate::faults::Evidence {
             session: session.id.clone(),
-            stream: session.streams.get(place).label.to_string(),
-            entry,
-            read_us: obeyed.time_us,
+            stream: session.streams.get(task.place).label.to_string(),
+            entry: task.entry,
+            read_us: start.read_us,
         },
-        cancelled,
+        cancelled: cancelled.clone(),
         keeps_result: kept_for.is_some(),
         reporter: Reporter {
             session: Arc::clone(session),
@@ -311,15 +335,46 @@ async fn execute(
     };
     let span = tracing::info_span!(
         "process", otel.name = %format_args!("process {}", session.queue), otel.kind = "consumer",
-        queue.name = %session.queue, task.id = %envelope.id, task.version = %version, task.attempt = attempt,
-        gate.rev = obeyed.ruling.rev,
+        queue.name = %session.queue, task.id = %envelope.id, task.version = %start.version, task.attempt = attempt,
+        gate.rev = start.rev,
     );
     if !context.headers.is_empty() {
         telemetry::adopt_parent(&span, &context.headers);
     }
     let payload = std::mem::take(&mut envelope.payload);
-    let end = drive(session, payload, context, version).instrument(span.clone()).await;
-    let took = started.elapsed();
+    // P7: a handler that panics while it is made fails its own task and no other.
+    let made = AssertUnwindSafe(|| span.in_scope(|| (start.handler)(payload, context)));
+    let made = std::panic::catch_unwind(made).map_err(|panic| panicked(session, panic.as_ref()));
+    let begun = Begun {
+        start,
+        attempt,
+        cancelled,
+        run,
+        kept_for,
+        span,
+    };
+    (begun, made)
+}
+
+/// What becomes of the task now that its attempt has ended.
+fn finish(session: &Session, task: &Claimed, begun: Begun<'_>, end: End) -> Outcome {
+    let &Claimed {
+        place,
+        entry,
+        bytes,
+        ref envelope,
+        ..
+    } = task;
+    let Begun {
+        start,
+        attempt,
+        run,
+        kept_for,
+        span,
+        ..
+    } = begun;
+    let (version, permit) = (start.version, start.permit);
+    let took = start.started.elapsed();
     let leaves = Leaves {
         kept_for,
         progress: session.running.remove(run),
@@ -333,17 +388,17 @@ async fn execute(
             attempt,
             ended,
             took,
-            rev: obeyed.ruling.rev,
-            read_us: obeyed.time_us,
+            rev: start.rev,
+            read_us: start.read_us,
         })
     };
     let error = match end {
         End::Ok(returned) => {
             permit.ended(session, None);
-            let keep = leaves.keep(&envelope, returned, None);
+            let keep = leaves.keep(envelope, returned, None);
             // Done is done: of a task that was cancelled meanwhile only the mark must go.
             let apart = keep.is_some() || told_to_stop;
-            let fate = apart.then(|| (Fate::Done, kept(&envelope)));
+            let fate = apart.then(|| (Fate::Done, kept(envelope)));
             #[cfg(feature = "faults")]
             let fate = (session.config.faults.done_comes_back && entry.ms % 8 == 0)
                 .then(|| {
@@ -351,7 +406,7 @@ async fn execute(
                         Fate::Move {
                             to: crate::streams::HEAD,
                         },
-                        kept(&envelope),
+                        kept(envelope),
                     )
                 })
                 .or(fate);
@@ -368,19 +423,19 @@ async fn execute(
         End::Failed(_) | End::Abandoned | End::Overstayed if told_to_stop => {
             session.cancels.forget(&envelope.id);
             span.in_scope(|| tracing::info!("cancelled while it ran"));
-            let else_to = back(&envelope);
+            let else_to = back(envelope);
             return Outcome {
                 place,
                 entry,
                 bytes,
                 ran: ran(Ended::Cancelled),
-                keep: leaves.keep(&envelope, None, None),
-                fate: Some((Fate::Cancelled { else_to }, kept(&envelope))),
+                keep: leaves.keep(envelope, None, None),
+                fate: Some((Fate::Cancelled { else_to }, kept(envelope))),
             };
         }
         End::Abandoned | End::Overstayed => {
             // P6: an attempt that was cut short by a shutdown is refunded, as is one whose mark was taken back.
-            let fields = kept(&envelope);
+            let fields = kept(envelope);
             #[cfg(feature = "faults")]
             let fields = match session.config.faults.release_burns_attempt {
                 true => fields
@@ -394,7 +449,7 @@ async fn execute(
                 entry,
                 bytes,
                 ran: ran(Ended::Released),
-                fate: Some((Fate::Move { to: back(&envelope) }, fields)),
+                fate: Some((Fate::Move { to: back(envelope) }, fields)),
                 keep: None,
             };
         }
@@ -403,7 +458,7 @@ async fn execute(
     if let ErrorKind::Snoozed(wait) = error.kind {
         return snoozed(
             session,
-            &envelope,
+            envelope,
             (place, entry, bytes),
             wait,
             ran(Ended::Snoozed),
@@ -417,7 +472,7 @@ async fn execute(
         ErrorKind::Rejected | ErrorKind::Malformed | ErrorKind::Snoozed(_) => None,
     };
     let now_ms = session.clock.now_us() / 1_000;
-    let mut fields = ended_alive(&envelope);
+    let mut fields = ended_alive(envelope);
     fields.push((field::ATTEMPT, attempt.to_string()));
     let errors = envelope.errors_with(AttemptError {
         attempt,
@@ -450,7 +505,7 @@ async fn execute(
         ran: ran(ended),
         fate: Some((fate, fields)),
         // Also of a retry: the script may know of a mark that we do not.
-        keep: leaves.keep(&envelope, None, Some(&error.text)),
+        keep: leaves.keep(envelope, None, Some(&error.text)),
     }
 }
 
@@ -462,18 +517,19 @@ enum End {
     Overstayed,
 }
 
-async fn drive(session: &Session, payload: Vec<u8>, context: Context, version: &Version) -> End {
-    let Some(handler) = session.spec.handlers.get(version) else {
-        return End::Abandoned; // `route` has checked
-    };
-    let cancelled = context.cancelled.clone();
-    let overstayed = session.overstayed(cancelled.clone(), context.id.clone(), context.enqueued_at_ms);
+/// Polls the handler until it ends, or is ended.
+fn drive<'a>(
+    session: &'a Session,
+    handler: Running,
+    cancelled: &'a CancellationToken,
+    task: &'a Envelope,
+) -> impl Future<Output = End> + Send + 'a {
     let timeout = session.spec.timeout;
-    // P7: a handler that panics, while being made, while running or while dropped, fails its own task and no other.
-    let guarded = AssertUnwindSafe(async {
+    // P7: nor does one that panics while running, or while dropped.
+    let guarded = AssertUnwindSafe(async move {
         tokio::select! {
             biased;
-            ended = tokio::time::timeout(timeout, handler(payload, context)) => match ended {
+            ended = tokio::time::timeout(timeout, handler) => match ended {
                 Ok(Ok(returned)) => End::Ok(returned),
                 // A handler that gave up because it was told to stop is not to blame.
                 Ok(Err(_)) if session.cancel_handlers.is_cancelled() => End::Abandoned,
@@ -484,13 +540,17 @@ async fn drive(session: &Session, payload: Vec<u8>, context: Context, version: &
                 }
             },
             () = session.abandon.cancelled() => End::Abandoned,
-            () = overstayed => End::Overstayed,
+            () = session.overstayed(cancelled, task) => End::Overstayed,
         }
     });
-    match guarded.catch_unwind().await {
-        Ok(end) => end,
-        Err(_) if session.abandon.is_cancelled() => End::Abandoned,
-        Err(panic) => End::Failed(TaskError::failed(format!("panicked: {}", panic_text(panic.as_ref())))),
+    let ended = guarded.catch_unwind();
+    ended.map(|ended| ended.unwrap_or_else(|panic| panicked(session, panic.as_ref())))
+}
+
+fn panicked(session: &Session, panic: &(dyn std::any::Any + Send)) -> End {
+    match session.abandon.is_cancelled() {
+        true => End::Abandoned,
+        false => End::Failed(TaskError::failed(format!("panicked: {}", panic_text(panic)))),
     }
 }
 

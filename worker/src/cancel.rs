@@ -139,9 +139,9 @@ impl Session {
     }
 
     /// Passes when the handler of a cancelled task has had time enough to end after it was told.
-    pub(crate) async fn overstayed(&self, token: CancellationToken, id: TaskId, enqueued_at_ms: u64) {
+    pub(crate) async fn overstayed(&self, token: &CancellationToken, task: &Envelope) {
         token.cancelled().await;
-        if self.cancels.stops(&id, enqueued_at_ms) {
+        if self.cancels.stops(&task.id, task.enqueued_at_ms) {
             // Boxed: rare, and every attempt would carry its size.
             Box::pin(tokio::time::sleep(self.config.grace.min(GRACE))).await;
         } else {

@@ -41,14 +41,14 @@ impl Circuits {
     }
 
     /// Leave to start an attempt on `version`; `None`: its circuit is open.
-    pub(crate) fn ask(&self, version: &Version) -> Option<Permit<'_>> {
+    pub(crate) fn ask<'a>(&'a self, version: &'a Version) -> Option<Permit<'a>> {
         let leave = match self.of(version) {
             Some(mut circuit) => Some(circuit.ask(Moment::now())?),
             None => None,
         };
         Some(Permit {
             circuits: self,
-            leave: leave.map(|leave| (leave, version.clone())),
+            leave: leave.map(|leave| (leave, version)),
         })
     }
 
@@ -117,7 +117,7 @@ fn lock(circuit: &Mutex<Circuit>) -> MutexGuard<'_, Circuit> {
 #[derive(Debug)]
 pub(crate) struct Permit<'a> {
     circuits: &'a Circuits,
-    leave: Option<(Leave, Version)>,
+    leave: Option<(Leave, &'a Version)>,
 }
 
 impl Permit<'_> {
@@ -134,11 +134,11 @@ impl Permit<'_> {
         };
         let turn = self
             .circuits
-            .of(&version)
+            .of(version)
             .and_then(|mut circuit| circuit.end(leave, failed, Moment::now()));
         self.circuits.turned.notify_waiters();
         if let Some(turn) = turn {
-            tell(session, &version, turn);
+            tell(session, version, turn);
             // What is read changes with it.
             session.ruling_changed.notify_waiters();
         }
@@ -148,7 +148,7 @@ impl Permit<'_> {
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if let Some((leave, version)) = self.leave.take()
-            && let Some(mut circuit) = self.circuits.of(&version)
+            && let Some(mut circuit) = self.circuits.of(version)
         {
             circuit.end(leave, None, Moment::now());
             drop(circuit);
