@@ -157,6 +157,35 @@ async fn a_suspect_that_is_over_keeps_nobody_waiting() {
     assert_eq!(started(&file), ["1", "3"]);
 }
 
+// P7: while a suspect waits to be alone nothing starts in its process, so a cancellation or a pause ends that wait at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspect_that_waits_to_be_alone_can_be_called_off() {
+    let fixture = Fixture::new().await;
+    let directory = tempfile::TempDir::new().unwrap();
+    let (process, file) = pool(&fixture, directory.path(), "one", &[]);
+    process.wait_line("session begun").await;
+    add(&fixture, NEIGHBOUR, HANGS, &[]).await;
+    has_started(&file, &["1"]).await;
+    let two = r#"{"n":2}"#;
+    add(&fixture, PROBE_SUSPECT, two, &["deaths", "2", "id", "called-off"]).await;
+    process.wait_line("will run alone").await;
+    add(&fixture, NEIGHBOUR, r#"{"n":3}"#, &[]).await;
+    let called_off = "called-off".parse().unwrap();
+    fixture.producer.cancel("probe", &called_off).await.unwrap();
+    has_started(&file, &["3"]).await;
+    let mark = process.mark();
+    add(&fixture, PROBE_SUSPECT, two, &["deaths", "2"]).await;
+    process.wait_line_after(mark, "will run alone").await;
+    add(&fixture, NEIGHBOUR, r#"{"n":4}"#, &[]).await;
+    fixture.raw(&["HSET", "sb:gate:{test:probe}", "paused", "1"]).await;
+    has_started(&file, &["4"]).await;
+    let suspects = inspect::group(&fixture.store, PROBE_SUSPECT).await.unwrap();
+    assert_eq!(
+        (suspects.waiting(), started(&file)),
+        (1, vec!["1".into(), "3".into(), "4".into()])
+    );
+}
+
 // What a process cannot use while a suspect has it to itself is the others' (P7).
 #[tokio::test(flavor = "multi_thread")]
 async fn a_suspect_that_runs_alone_does_not_hold_the_fleets_concurrency() {

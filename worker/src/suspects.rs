@@ -19,7 +19,7 @@ use switchback_common::{
     envelope::Envelope,
     store::session::{Lives, Suspect},
 };
-use switchback_gates::{Decision, decide};
+use switchback_gates::{Decision, Gate, decide};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -284,10 +284,8 @@ pub(crate) enum Barred {
 pub(crate) async fn admit<'a>(session: &'a Session, task: &Claimed) -> Result<Pass<'a>, Barred> {
     // Decided first: to be handed over, to end without a start, or to wait for a gate that cannot be read, it needs nobody
     // out of its way.
-    if let Some(outcome) = attempt::over(session, task) {
-        return Err(Barred::Over(outcome));
-    }
-    let version = version(session, task).inspect_err(|_| session.suspects.rest())?;
+    let gate = task.obeyed.as_ref().map(|read| &read.ruling.gate);
+    let version = version(session, task, gate)?;
     let ticket = session.suspects.enter(session);
     let ticket = ticket.ok_or(Barred::Elsewhere(SUSPECT))?;
     let mut alone = None;
@@ -307,6 +305,7 @@ pub(crate) async fn admit<'a>(session: &'a Session, task: &Claimed) -> Result<Pa
             // Given up when the session stops, and when it is lost.
             place = session.company.alone() => alone = Some(place),
             () = session.closing.cancelled() => return Err(barred(session)),
+            why = turned_away(session, task) => return Err(why),
         }
     }
     let name = Suspect {
@@ -338,19 +337,36 @@ impl Pass<'_> {
     }
 }
 
-/// The version that `task` will run on, if the gate stays as it was read with its claim.
-fn version(session: &Session, task: &Claimed) -> Result<Version, Barred> {
-    let Some(read) = &task.obeyed else {
-        return Err(Barred::Elsewhere(SUSPECT));
+/// Passes when a suspect that waits to be alone could not start any more.
+async fn turned_away(session: &Session, task: &Claimed) -> Barred {
+    loop {
+        let changed = session.ruling_changed.notified();
+        let ruling = session.view.newest();
+        if let Err(why) = version(session, task, ruling.as_ref().map(|ruling| &ruling.gate)) {
+            return why;
+        }
+        // P7: a pause, a flip or a cancellation ends the wait of all others, too.
+        let _ = tokio::time::timeout(REST, changed).await;
+    }
+}
+
+/// The version that `task` will run on, if the gate stays as it is.
+fn version(session: &Session, task: &Claimed, gate: Option<&Gate>) -> Result<Version, Barred> {
+    if let Some(outcome) = attempt::over(session, task) {
+        return Err(Barred::Over(outcome));
+    }
+    let elsewhere = |place| {
+        session.suspects.rest();
+        Err(Barred::Elsewhere(place))
     };
-    match decide(&read.ruling.gate, &session.spec.task_type, || {
-        task.envelope.routing_key()
-    }) {
-        Decision::Hold => Err(Barred::Elsewhere(SUSPECT)),
-        Decision::Run(version)
-            if !session.spec.handlers.contains_key(version) || session.spec.circuits.holds(version) =>
-        {
-            Err(Barred::Elsewhere(session.streams.lane(version)))
+    let Some(gate) = gate else {
+        return elsewhere(SUSPECT);
+    };
+    let circuits = &session.spec.circuits;
+    match decide(gate, &session.spec.task_type, || task.envelope.routing_key()) {
+        Decision::Hold => elsewhere(SUSPECT),
+        Decision::Run(version) if !session.spec.handlers.contains_key(version) || circuits.holds(version) => {
+            elsewhere(session.streams.lane(version))
         }
         Decision::Run(version) => Ok(version.clone()),
     }
