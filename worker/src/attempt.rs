@@ -299,7 +299,7 @@ struct Begun<'a> {
 fn begin<'a>(session: &Arc<Session>, task: &mut Claimed, start: Start<'a>) -> (Begun<'a>, Result<Running, End>) {
     let envelope = &mut task.envelope;
     let attempt = envelope.attempt + 1;
-    let cancelled = session.cancel_handlers.child_token();
+    let cancelled = CancellationToken::new();
     let kept_for = results::kept_for(envelope, session.spec.keep_results);
     // Entered first, then looked: a mark that comes in between finds the attempt, or the attempt finds it.
     let run = session.running.add(envelope, &cancelled);

@@ -230,7 +230,7 @@ async fn end(
     };
     let cut_short = async {
         grace(&shared, &session).await;
-        session.cancel_handlers.cancel();
+        session.tell_handlers_to_end();
         session.abandon.cancel();
         std::future::pending::<()>().await;
     };

@@ -45,6 +45,8 @@ struct Places {
     runs: Vec<Option<Run>>,
     free: Vec<usize>,
     serial: u64,
+    /// Every handler was told to end, also those to come.
+    over: bool,
 }
 
 /// Where an attempt is entered.
@@ -59,25 +61,29 @@ impl Running {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters an attempt.
+    /// Enters an attempt; `token` tells its handler to end.
     pub(crate) fn add(&self, task: &Envelope, token: &CancellationToken) -> RunId {
-        let mut places = self.places();
-        places.serial += 1;
-        let serial = places.serial;
-        let run = Some(Run {
-            serial,
+        let mut run = Run {
+            serial: 0,
             id: task.id.clone(),
             enqueued_at_ms: task.enqueued_at_ms,
             token: token.clone(),
             said: None,
-        });
+        };
+        let mut places = self.places();
+        if places.over {
+            token.cancel();
+        }
+        places.serial += 1;
+        let serial = places.serial;
+        run.serial = serial;
         let place = match places.free.pop() {
             Some(place) => {
-                places.runs[place] = run;
+                places.runs[place] = Some(run);
                 place
             }
             None => {
-                places.runs.push(run);
+                places.runs.push(Some(run));
                 places.runs.len() - 1
             }
         };
@@ -91,6 +97,13 @@ impl Running {
         places.free.push(id.place);
         drop(places);
         run?.said.map(|said| said.progress)
+    }
+
+    /// Tells all to end, also those to come.
+    pub(crate) fn stop_all(&self) {
+        let mut places = self.places();
+        places.over = true;
+        places.runs.iter().flatten().for_each(|run| run.token.cancel());
     }
 
     /// Tells those that `stops` speaks of to end.
@@ -219,6 +232,13 @@ mod tests {
         running.stop(|id, _| *id == "y".parse().unwrap());
         assert!(two.is_cancelled() && !one.is_cancelled());
         assert_eq!(running.remove(second), None);
+        let three = CancellationToken::new();
+        running.add(&task("z"), &three);
+        running.stop_all();
+        assert!(three.is_cancelled(), "told to end");
+        let late = CancellationToken::new();
+        running.add(&task("late"), &late);
+        assert!(late.is_cancelled(), "as is whoever comes later");
     }
 
     #[test]

@@ -138,7 +138,7 @@ pub(crate) struct Session {
     pub(crate) lease_known: Notify,
     /// No more claims. The session ends in good order.
     pub(crate) closing: CancellationToken,
-    /// Handlers are told to end: their tokens are children of this one.
+    /// Handlers are told to end: see [`Session::tell_handlers_to_end`].
     pub(crate) cancel_handlers: CancellationToken,
     /// Whoever still runs is dropped and given back.
     pub(crate) abandon: CancellationToken,
@@ -214,8 +214,15 @@ impl Session {
         }
         self.board.lose();
         self.closing.cancel();
-        self.cancel_handlers.cancel();
+        self.tell_handlers_to_end();
         self.lease_known.notify_waiters();
+    }
+
+    /// Cancels the tokens of all handlers. The tokens are not children of one: a tree of them is locked as a whole
+    /// whenever one begins or ends.
+    pub(crate) fn tell_handlers_to_end(&self) {
+        self.cancel_handlers.cancel();
+        self.running.stop_all();
     }
 
     pub(crate) fn claim_sent(&self, at: Moment) {

@@ -353,10 +353,7 @@ pub(crate) async fn take(session: &Arc<Session>, claim: Claim, mut slots: Reserv
 /// Begins an attempt, or gives the task back if there is no slot for it.
 fn begin(session: &Arc<Session>, slots: &mut Reserved<'_>, task: Claimed) {
     if slots.fill() {
-        // Boxed: it is three kilobytes, and spawning moves it more than once.
-        session
-            .attempts
-            .spawn(Box::pin(attempt::run(Arc::clone(session), task)));
+        session.attempts.spawn(attempt::run(Arc::clone(session), task));
     } else {
         // P6: one too many; back in line, ahead of the others.
         let outcome = ends::moved(&task, suspects::back(&task.envelope));
