@@ -73,6 +73,11 @@ async fn a_kill_between_claim_and_start_loses_nothing() {
     let fixture = Fixture::new().await;
     let first = pool(&fixture.server.url(), &[], &[]);
     first.process.wait_line("session begun").await;
+    eventually("it knows the gate", patience(LONG), async || {
+        let sessions = fixture.raw(&["HKEYS", "sb:sessions:{test:probe}"]).await;
+        format!("{sessions:?}").contains(":rev")
+    })
+    .await;
     // Claimed, but without a gate nothing starts.
     fixture
         .raw(&["RENAME", "sb:gatestate:{test:probe}", "{test:probe}aside"])

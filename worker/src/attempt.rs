@@ -43,6 +43,8 @@ pub(crate) struct Claimed {
     pub(crate) not_before: Option<Moment>,
 }
 
+/// How long a task waits for a suspect that this process runs alone, before it is left to other workers.
+const WHILE_ALONE: Duration = Duration::from_millis(100);
 const RETRY: Backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(500));
 
 /// Takes one claimed task to its outcome.
@@ -249,6 +251,8 @@ async fn route_again<'a>(
                 tokio::select! {
                     () = session.company.open() => {}
                     () = session.closing.cancelled() => {}
+                    // P7: a claim that was waiting when it began brought it here; others can start it at once.
+                    () = tokio::time::sleep(WHILE_ALONE) => return away(),
                 }
                 after = Moment::now();
             }
