@@ -5,17 +5,16 @@ mod enqueue;
 mod limits;
 mod schedule;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use jiff::SignedDuration;
 use switchback_common::{TaskId, TaskType, Version};
 
 pub(crate) use self::dead::{Act, DeadVerb, Rate, Which};
 pub(crate) use self::enqueue::{EnqueueOptions, IfTaken, PayloadSource};
 pub(crate) use self::limits::LimitEdits;
 pub(crate) use self::schedule::{Remark, ScheduleVerb};
-use crate::output::Format;
+use crate::{output::Format, text::duration};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -181,8 +180,8 @@ pub(crate) struct Change {
     #[arg(long)]
     pub(crate) wait: bool,
     /// How long to wait, e.g. 10s, 500ms, 2m.
-    #[arg(long, default_value = "10s", requires = "wait", value_name = "DURATION")]
-    pub(crate) timeout: SignedDuration,
+    #[arg(long, default_value = "10s", requires = "wait", value_name = "DURATION", value_parser = duration)]
+    pub(crate) timeout: Duration,
     /// Show before and after, change nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -256,8 +255,8 @@ JSON: {queue, id, state: done|dead|cancelled|expired|not_ended|unknown, result|n
         #[arg(value_name = "ID")]
         id: TaskId,
         /// How long to wait, e.g. 30s, 500ms, 2m.
-        #[arg(long, default_value = "30s", value_name = "DURATION")]
-        timeout: SignedDuration,
+        #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = duration)]
+        timeout: Duration,
     },
     /// Cancel tasks: what waits does not start, what is delayed is taken out, a running handler is told to end.
     ///

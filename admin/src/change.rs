@@ -189,7 +189,7 @@ pub(crate) async fn report(
     let mut failure = None;
     let mut confirmation = None;
     if options.wait && !options.dry_run {
-        let limit = Duration::try_from(options.timeout).unwrap_or_default();
+        let limit = options.timeout;
         match context.gates.wait(queue, answer.rev, limit).await {
             Ok(c) => {
                 confirmation = Some(ConfirmationView::of(c));

@@ -281,7 +281,7 @@ fn of_limits(facts: &Facts<'_>, depth: &QueueDepth, out: &mut Vec<Hint>) {
             level: Level::Critical,
             code: "queue_full",
             text: format!(
-                "{} wait, the limit is {}: enqueueing is refused. Add workers, or raise it: switchback queue limits {task_type} --waiting N",
+                "{} in line, the limit is {}: enqueueing is refused. Add workers, or raise it: switchback queue limits {task_type} --waiting N",
                 count(waiting, "task"),
                 limits.waiting
             ),

@@ -1,11 +1,30 @@
 //! Times, counts and foreign text, as people and terminals can take them. Pure.
 
-use jiff::Timestamp;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
 
 /// RFC 3339, UTC.
 pub(crate) fn rfc3339(at_us: u64) -> Option<String> {
     let at = Timestamp::from_microsecond(i64::try_from(at_us).ok()?).ok()?;
     Some(at.to_string())
+}
+
+/// What people write for a length of time; a day is 24 h.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let in_days = |span: Span| span.to_duration(SpanRelativeTo::days_are_24_hours()).ok();
+    // Days are units of the calendar, which a duration does not read; hours beyond any calendar, a span does not.
+    let length = text.parse::<SignedDuration>().ok();
+    length
+        .or_else(|| text.parse().ok().and_then(in_days))
+        .and_then(|length| Duration::try_from(length).ok())
+        .ok_or_else(|| "write a length of time, not negative, such as 500ms, 30s, 15m, 2h or 7d".to_owned())
+}
+
+/// What people write for a moment.
+pub(crate) fn moment(text: &str) -> Result<Timestamp, String> {
+    let moment = text.parse::<Timestamp>();
+    moment.map_err(|_| "write a time with its zone, such as 2026-12-24T18:00:00Z".to_owned())
 }
 
 /// `3 m ago`, as seen from `now_us`.
@@ -80,6 +99,20 @@ pub(crate) fn showable(bytes: &[u8]) -> (String, &'static str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lengths_of_time_are_read_as_people_write_them() {
+        let hours = |n: u64| Ok(Duration::from_secs(n * 3_600));
+        assert_eq!(duration("2h"), hours(2));
+        assert_eq!(duration("30d"), hours(720));
+        assert_eq!(duration("1w 1d"), hours(192));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        for wrong in ["", "5", "soon", "-1h", "1 month", "99999999999999999999h"] {
+            assert!(duration(wrong).unwrap_err().contains("7d"), "{wrong}");
+        }
+        assert!(moment("2026-12-24T18:00:00+01:00").is_ok());
+        assert!(moment("yesterday").unwrap_err().contains("18:00:00Z"));
+    }
 
     #[test]
     fn times_are_relative_and_exact() {

@@ -56,7 +56,7 @@ pub enum EnqueueError {
     },
     /// The queue is at its limit. Nothing was sent.
     #[error(
-        "{queue} is full: {waiting} tasks wait there, the limit is {limit}; try again when its workers have caught up, or raise the limit: switchback queue limits {} --waiting N",
+        "{queue} is full: {waiting} in line, the limit is {limit}; try again when its workers have caught up, or raise the limit: switchback queue limits {} --waiting N",
         queue.task_type
     )]
     QueueFull {

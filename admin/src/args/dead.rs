@@ -1,8 +1,11 @@
 //! `switchback dead …`.
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
-use jiff::SignedDuration;
 use switchback_common::{StreamId, TaskId, TaskType, Version};
+
+use crate::text::duration;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeadVerb {
@@ -76,11 +79,11 @@ pub(crate) struct Which {
     #[arg(long, value_name = "TEXT")]
     pub(crate) error: Option<String>,
     /// Died longer ago than this, e.g. 2h.
-    #[arg(long, value_name = "DURATION")]
-    pub(crate) older_than: Option<SignedDuration>,
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) older_than: Option<Duration>,
     /// Died within this time, e.g. 10m.
-    #[arg(long, value_name = "DURATION")]
-    pub(crate) newer_than: Option<SignedDuration>,
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) newer_than: Option<Duration>,
 }
 
 /// What to act on, and how.

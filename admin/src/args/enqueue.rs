@@ -1,10 +1,12 @@
 //! `task enqueue`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use switchback_common::{Priority, TaskId};
+
+use crate::text::{duration, moment};
 
 /// Where the payload comes from.
 #[derive(Debug, Args)]
@@ -31,30 +33,30 @@ pub(crate) struct EnqueueOptions {
     #[arg(long, value_name = "ID")]
     pub(crate) id: Option<TaskId>,
     /// Start it no sooner than this long after Redis took it, e.g. 60s, 2h.
-    #[arg(long, value_name = "DURATION", conflicts_with = "at")]
-    pub(crate) delay: Option<SignedDuration>,
+    #[arg(long, value_name = "DURATION", conflicts_with = "at", value_parser = duration)]
+    pub(crate) delay: Option<Duration>,
     /// Start it no sooner than at this time by Redis's clock, RFC 3339: 2026-12-24T18:00:00Z. A time that has passed
     /// means now.
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = moment)]
     pub(crate) at: Option<Timestamp>,
     /// Before or after the others of its queue: high, normal, low. Defaults to normal.
     #[arg(long, value_name = "PRIORITY")]
     pub(crate) priority: Option<Priority>,
     /// Do not start it later than this long after it was enqueued, e.g. 1h: it becomes a dead letter, `expired`.
-    #[arg(long, value_name = "DURATION")]
-    pub(crate) expires_in: Option<SignedDuration>,
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) expires_in: Option<Duration>,
     /// Only if no other task was enqueued under this key within the last --hold.
     #[arg(long, value_name = "KEY", requires = "hold")]
     pub(crate) unique: Option<String>,
     /// How long it has the unique key, whether or not it has ended, e.g. 1h.
-    #[arg(long, value_name = "DURATION", requires = "unique")]
-    pub(crate) hold: Option<SignedDuration>,
+    #[arg(long, value_name = "DURATION", requires = "unique", value_parser = duration)]
+    pub(crate) hold: Option<Duration>,
     /// What happens when another task has the unique key.
     #[arg(long, value_enum, default_value_t = IfTaken::Reject, requires = "unique", value_name = "POLICY")]
     pub(crate) if_taken: IfTaken,
     /// Keep the result this long after the task ended, for `task wait`: 60s, 1h; at most 30 days.
-    #[arg(long, value_name = "DURATION")]
-    pub(crate) keep_result: Option<SignedDuration>,
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) keep_result: Option<Duration>,
 }
 
 /// What happens when another task has the unique key.

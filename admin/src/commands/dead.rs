@@ -2,9 +2,11 @@
 
 mod act;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use jiff::SignedDuration;
 use serde::Serialize;
 use switchback_common::{
     Queue, StreamId, TaskId,
@@ -82,7 +84,7 @@ fn some(text: String) -> Option<String> {
 
 /// The filter as the store takes it; ages count back from `now_us` on Redis's clock.
 fn filter(which: &Which, now_us: u64) -> Filter {
-    let ago = |age: SignedDuration| {
+    let ago = |age: Duration| {
         let age_us = u64::try_from(age.as_micros()).unwrap_or(0);
         now_us.saturating_sub(age_us) / 1_000
     };

@@ -4,9 +4,8 @@ mod cancel;
 mod enqueue;
 mod wait;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
-use jiff::SignedDuration;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use switchback_common::{
@@ -50,7 +49,7 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: TaskVerb) -> 
             options,
         } => enqueue::run(context, out, task_type, source, options).await,
         TaskVerb::Wait { task_type, id, timeout } => {
-            wait::run(context, out, &context.queue(task_type), &id, duration(timeout)?).await
+            wait::run(context, out, &context.queue(task_type), &id, timeout).await
         }
         TaskVerb::Cancel {
             task_type,
@@ -59,10 +58,6 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: TaskVerb) -> 
         } => cancel::run(context, out, &context.queue(task_type), &ids, options).await,
         TaskVerb::Show { task_type, id } => show(context, out, &context.queue(task_type), &id).await,
     }
-}
-
-fn duration(given: SignedDuration) -> Result<Duration, Failure> {
-    Duration::try_from(given).map_err(|_| Failure::Usage("a duration cannot be negative".to_owned()))
 }
 
 /// One task.

@@ -8,7 +8,6 @@ use switchback_common::{Queue, TaskType, config::ConfigError, envelope::DEFAULT_
 use switchback_gates::GateError;
 use switchback_producer::{EnqueueError, Producer};
 
-use super::duration;
 use crate::{
     args::{EnqueueOptions, IfTaken, PayloadSource},
     context::Context,
@@ -43,7 +42,7 @@ pub(super) async fn run(
         request = request.id(id.to_string());
     }
     if let Some(delay) = options.delay {
-        request = request.delay(duration(delay)?);
+        request = request.delay(delay);
     }
     if let Some(time) = options.at {
         request = request.at(time.into());
@@ -52,16 +51,16 @@ pub(super) async fn run(
         request = request.priority(priority);
     }
     if let Some(after) = options.expires_in {
-        request = request.expires_in(duration(after)?);
+        request = request.expires_in(after);
     }
     if let (Some(key), Some(hold)) = (options.unique, options.hold) {
-        request = request.unique(key, duration(hold)?);
+        request = request.unique(key, hold);
     }
     if options.if_taken == IfTaken::Replace {
         request = request.if_taken(switchback_producer::IfTaken::Replace);
     }
     if let Some(ttl) = options.keep_result {
-        request = request.keep_result(duration(ttl)?);
+        request = request.keep_result(ttl);
     }
     let queue = context.queue(task_type.clone());
     // `existing` is asked for as `reject`: only then the producer says whose the id is.

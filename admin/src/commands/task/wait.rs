@@ -65,7 +65,7 @@ pub(crate) async fn run(
                 .map_or_else(String::new, |p| format!(" ({})", words(p)));
             view.progress = progress;
             Err(Failure::NotYet(format!(
-                "task {id} of {queue} has not ended within {timeout:?}, or keeps no result; it goes on{far}"
+                "task {id} of {queue} has not ended within {timeout:?}, or keeps no result; if it is there (see `task show`), it goes on{far}"
             )))
         }
         Waited::Unknown => {
