@@ -94,6 +94,7 @@ pub(crate) fn request(fields: &[(&'static str, String)], options: &Change) -> Ch
         op: operation_id(),
         if_rev: options.if_rev,
         dry_run: options.dry_run,
+        forced: String::new(),
         fields: fields.to_vec(),
     }
 }

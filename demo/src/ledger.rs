@@ -117,7 +117,7 @@ impl Ledger {
                         self.last_failure = Some(task.clone());
                     }
                 }
-                Ended::Released | Ended::Snoozed | Ended::Cancelled | Ended::Other => {}
+                Ended::Released | Ended::Snoozed | Ended::Cancelled | Ended::Revoked | Ended::Other => {}
             }
         }
         self.groups.push(group);

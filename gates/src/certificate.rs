@@ -119,9 +119,7 @@ mod tests {
             why: String::new(),
             before: String::new(),
             after: after.into(),
-            dropped: String::new(),
-            refused: String::new(),
-            digest: String::new(),
+            ..HistoryEntry::default()
         }
     }
 

@@ -114,9 +114,7 @@ mod tests {
                     why: String::new(),
                     before: before.clone(),
                     after: json(word),
-                    dropped: String::new(),
-                    refused: String::new(),
-                    digest: String::new(),
+                    ..HistoryEntry::default()
                 },
             );
             before = json(word);

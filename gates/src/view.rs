@@ -8,7 +8,7 @@ use std::time::Duration;
 use switchback_common::{
     Queue, Store, StoreError,
     clock::Moment,
-    store::gate::{Found, GateRead, GateStore, Hold, SealWord, Sealed},
+    store::gate::{Found, GateRead, GateStore, Hold, SealWord, Sealed, Signals},
 };
 
 use crate::gate::Gate;
@@ -37,8 +37,8 @@ pub struct Obeyed {
     pub time_us: u64,
     /// What the read said of the lease, if it asked.
     pub lease: Option<Duration>,
-    /// What the read said of cancelled tasks: another value means other marks.
-    pub cancels: u64,
+    /// What the read said of things beside the gate: another value means that there is news.
+    pub signals: Signals,
 }
 
 /// What a gate read means for a worker.
@@ -108,7 +108,7 @@ impl GateView {
                 sent: read.sent,
                 time_us: read.time_us,
                 lease,
-                cancels: read.cancels,
+                signals: read.signals,
             })
         };
         let before = self.newest();

@@ -202,12 +202,12 @@ async fn a_mark_is_announced_and_leaves_the_gate_alone() {
     assert_eq!(q.changes().await.len(), 1, "no revision was made");
     // The answer of a seal is a gate read as well.
     let (_, sealed) = q.gate.seal().await.unwrap().unwrap();
-    assert_eq!(sealed.cancels, seen);
+    assert_eq!(sealed.signals.cancels, seen);
 }
 
 async fn read(store: &Store, q: &TestQueue) -> u64 {
     let link = store.link().await.unwrap();
-    q.gate.read(&link, None).await.unwrap().cancels
+    q.gate.read(&link, None).await.unwrap().signals.cancels
 }
 
 #[tokio::test]

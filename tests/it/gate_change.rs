@@ -25,9 +25,8 @@ fn request(op: &str, fields: &'static str) -> ChangeRequest {
         by: "alice".into(),
         why: "test".into(),
         op: op.into(),
-        if_rev: None,
-        dry_run: false,
         fields: fields.map(|(name, value)| (name, value.to_owned())).collect(),
+        ..ChangeRequest::default()
     }
 }
 

@@ -111,9 +111,9 @@ impl Session {
     pub(crate) async fn obey(&self, read: GateRead) -> Result<Verdict, StoreError> {
         let verdict = self.view.obey(read).await?;
         if let Verdict::Obey(obeyed) = &verdict
-            && self.cancels.known.load(Ordering::Acquire) != obeyed.cancels
+            && self.cancels.known.load(Ordering::Acquire) != obeyed.signals.cancels
         {
-            self.learn_cancels(obeyed.cancels).await?;
+            self.learn_cancels(obeyed.signals.cancels).await?;
         }
         Ok(verdict)
     }

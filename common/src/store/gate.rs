@@ -57,8 +57,37 @@ pub struct GateRead {
     pub found: Found,
     /// How long the session's lease still ran; `None` if it is gone (or there is no session).
     pub lease: Option<Duration>,
-    /// Changes whenever a task is cancelled: see [`cancel`](super::cancel). 0 if none ever was.
+    /// What changed beside the gate.
+    pub signals: Signals,
+}
+
+/// Numbers of the gate state that change when something beside the gate does: every gate read brings them, so that whoever
+/// claims learns of it at no further cost. 0: it never did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Signals {
+    /// A task was cancelled: see [`cancel`](super::cancel).
     pub cancels: u64,
+    /// A flip stopped what runs: the latest such revision.
+    pub stops: u64,
+    /// Somebody asks whether a version can read what waits.
+    pub probe: u64,
+    /// The id of the rollout that runs; 0 when none does.
+    pub rollout: u64,
+}
+
+impl Signals {
+    /// The fields of the gate state, in the order of [`Signals::parse`].
+    const FIELDS: [&'static str; 4] = ["cancels", "stops", "probe", "rollout"];
+
+    fn parse(what: &'static str, values: [Value; 4]) -> Result<Self, StoreError> {
+        let [cancels, stops, probe, rollout] = values;
+        Ok(Self {
+            cancels: reply::count(what, &cancels)?,
+            stops: reply::count(what, &stops)?,
+            probe: reply::count(what, &probe)?,
+            rollout: reply::count(what, &rollout)?,
+        })
+    }
 }
 
 /// What a look at the gate found.
@@ -100,6 +129,8 @@ pub struct ChangeRequest {
     pub if_rev: Option<u64>,
     /// Judge it, change nothing. (An edit that is pending is sealed all the same, as any worker would.)
     pub dry_run: bool,
+    /// The objections that whoever asks passes over (`--force`), for the history; empty if there are none.
+    pub forced: String,
     /// Fields of the human hash and their new values.
     pub fields: Vec<(&'static str, String)>,
 }
@@ -138,7 +169,7 @@ pub enum Hold {
 }
 
 /// One entry of the history.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct HistoryEntry {
     /// Its id in the stream.
     pub id: StreamId,
@@ -164,6 +195,12 @@ pub struct HistoryEntry {
     pub refused: String,
     /// Digest of the sealed state, for changes.
     pub digest: String,
+    /// The request that made it, if that had a name.
+    pub op: String,
+    /// The objections that were passed over; empty if there were none.
+    pub forced: String,
+    /// What became of what ran on withdrawn versions, if not `finish`.
+    pub inflight: String,
 }
 
 /// The gate of one queue.
@@ -216,7 +253,8 @@ impl GateStore {
         pipe.cmd("HGETALL").arg(&self.keys[0]);
         pipe.cmd("HMGET")
             .arg(&self.keys[1])
-            .arg(&["rev", "digest", "seen", "prev", "cancels"]);
+            .arg(&["rev", "digest", "seen", "prev"])
+            .arg(&Signals::FIELDS);
         if let Some(key) = lease_key {
             pipe.cmd("PTTL").arg(key);
         }
@@ -236,13 +274,13 @@ impl GateStore {
                 .map(Duration::from_millis),
             None => None,
         };
-        let (found, cancels) = parse_found(gate, state)?;
+        let (found, signals) = parse_found(gate, state)?;
         Ok(GateRead {
             sent,
             time_us: reply::time_us(time)?,
             found,
             lease,
-            cancels,
+            signals,
         })
     }
 
@@ -306,6 +344,7 @@ impl GateStore {
             .arg(&request.op);
         call.arg(request.if_rev.map_or_else(String::new, |rev| rev.to_string()));
         call.arg(if request.dry_run { "dry" } else { "" });
+        call.arg(&request.forced);
         for (name, value) in &request.fields {
             call.arg(*name).arg(value);
         }
@@ -395,22 +434,25 @@ fn history_entry(entry: reply::Entry) -> HistoryEntry {
         dropped: get("dropped"),
         refused: get("refused"),
         digest: get("digest"),
+        op: get("op"),
+        forced: get("forced"),
+        inflight: get("inflight"),
     }
 }
 
 /// A script that answers with the state in force has read the gate after it was sent.
 fn script_read(what: &'static str, sent: Moment, rest: std::vec::IntoIter<Value>) -> Result<GateRead, StoreError> {
-    let (time_us, cancels, sealed) = parse_state(what, rest)?;
+    let (time_us, signals, sealed) = parse_state(what, rest)?;
     Ok(GateRead {
         sent,
         time_us,
         found: Found::Settled(Arc::new(sealed)),
         lease: None,
-        cancels,
+        signals,
     })
 }
 
-fn parse_state(what: &'static str, rest: std::vec::IntoIter<Value>) -> Result<(u64, u64, Sealed), StoreError> {
+fn parse_state(what: &'static str, rest: std::vec::IntoIter<Value>) -> Result<(u64, Signals, Sealed), StoreError> {
     let items: Vec<Value> = rest.collect();
     let Ok(
         [
@@ -424,8 +466,11 @@ fn parse_state(what: &'static str, rest: std::vec::IntoIter<Value>) -> Result<(u
             paused,
             prev,
             cancels,
+            stops,
+            probe,
+            rollout,
         ],
-    ) = <[Value; 10]>::try_from(items)
+    ) = <[Value; 13]>::try_from(items)
     else {
         return Err(unexpected(what, &Value::Nil));
     };
@@ -442,7 +487,8 @@ fn parse_state(what: &'static str, rest: std::vec::IntoIter<Value>) -> Result<(u
             paused: text(paused)?,
         },
     };
-    Ok((reply::count(what, &time)?, reply::count(what, &cancels)?, sealed))
+    let signals = Signals::parse(what, [cancels, stops, probe, rollout])?;
+    Ok((reply::count(what, &time)?, signals, sealed))
 }
 
 /// A gate key of another type (`SET` for `HSET`) reads as an empty hash: an edit, which sealing puts right (P8).
@@ -453,19 +499,19 @@ pub(crate) fn or_lost(gate: Result<Value, StoreError>) -> Result<Value, StoreErr
     }
 }
 
-fn parse_found(gate: Value, state: Value) -> Result<(Found, u64), StoreError> {
+fn parse_found(gate: Value, state: Value) -> Result<(Found, Signals), StoreError> {
     let mut raw = reply::fields("gate", gate)?;
     let state = reply::array("gate state", state)?;
-    let Ok([rev, digest, seen, prev, cancels]) = <[Value; 5]>::try_from(state) else {
+    let Ok([rev, digest, seen, prev, cancels, stops, probe, rollout]) = <[Value; 8]>::try_from(state) else {
         return Err(unexpected("gate state", &Value::Nil));
     };
-    let cancels = reply::count("gate state", &cancels)?;
+    let signals = Signals::parse("gate state", [cancels, stops, probe, rollout])?;
     if matches!(rev, Value::Nil) {
-        return Ok((Found::Missing, cancels));
+        return Ok((Found::Missing, signals));
     }
     raw.sort();
     if fingerprint(&raw) != reply::bytes("gate state", seen)? {
-        return Ok((Found::Edited, cancels));
+        return Ok((Found::Edited, signals));
     }
     // Equal to what the last seal wrote: the human hash is the sealed state.
     let text = |name| field_text(&raw, name);
@@ -482,7 +528,7 @@ fn parse_found(gate: Value, state: Value) -> Result<(Found, u64), StoreError> {
             paused: or(text("paused"), "0"),
         },
     };
-    Ok((Found::Settled(Arc::new(sealed)), cancels))
+    Ok((Found::Settled(Arc::new(sealed)), signals))
 }
 
 /// Byte-sorted, length-prefixed: the same text as `fingerprint` in `core.lua`.

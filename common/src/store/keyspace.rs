@@ -49,7 +49,8 @@ pub enum Key {
     /// STRING · per queue · never stays: touched so that workers, which are told of every write below `sb:gate:`, look for
     /// delayed tasks. A key of its own, because producers touch it and must not need to write gates.
     Wake(Queue),
-    /// HASH · per queue · scripts only: `rev digest prev sealed_at seen ops cancels` and the sealed values.
+    /// HASH · per queue · scripts only: `rev digest prev sealed_at seen ops cancels stops probe rollout`, `cancel_rev:<version>`,
+    /// `min_rev:<version>` and the sealed values.
     GateState(Queue),
     /// STREAM · per queue · every gate revision; about 10 000 entries.
     History(Queue),
@@ -82,7 +83,19 @@ pub enum Key {
     /// STRING, PX · per task that asked for it or reports progress · JSON of how it ended, or how far it is. Written by
     /// `settle.lua`, `progress.lua`, `cancel.lua`.
     Result(Queue, String),
-    /// SET · per namespace · directory of its queues. The only key outside a queue's slot.
+    /// HASH · per queue · the rollout that runs, or ran last: what was asked for, how far it is, what the guard knows. Scripts only.
+    Rollout(Queue),
+    /// STRING, PX · per queue with a rollout · the session that drives it.
+    Driver(Queue),
+    /// HASH · per queue with a rollout and 10 s of Redis's clock · `<version>:…` counters of first attempts that ended then; TTL.
+    Block(Queue, u64),
+    /// HASH · per queue · a question to the workers of one version, whether they can read what waits, and their answer; TTL.
+    Probe(Queue),
+    /// HASH · per queue · **for people**: `retry` and `rollout`, JSON each: the retry policy, and how rollouts go by default.
+    Policy(Queue),
+    /// STREAM · per namespace · every revision of its configuration that was applied as a document.
+    Config(Namespace),
+    /// SET · per namespace · directory of its queues. With [`Key::Config`] the only keys outside a queue's slot.
     Queues(Namespace),
 }
 
@@ -173,6 +186,12 @@ impl Keyspace {
             Key::Schedules(q) => ("schedules", q),
             Key::Cancel(q) => ("cancel", q),
             Key::Result(q, _) => ("result", q),
+            Key::Rollout(q) => ("rollout", q),
+            Key::Driver(q) => ("driver", q),
+            Key::Block(q, _) => ("block", q),
+            Key::Probe(q) => ("probe", q),
+            Key::Policy(q) => ("policy", q),
+            Key::Config(namespace) => return format!("{prefix}:config:{{{namespace}}}"),
             Key::Queues(namespace) => return format!("{prefix}:queues:{{{namespace}}}"),
         };
         let _ = write!(out, "{prefix}:{kind}:{{{}:{}}}", queue.namespace, queue.task_type);
@@ -182,7 +201,7 @@ impl Keyspace {
             Key::Lane(_, version) => write!(out, ":{version}"),
             Key::Newer(_, format) => write!(out, ":{format}"),
             Key::Lease(_, session) => write!(out, ":{session}"),
-            Key::Stats(_, minute) => write!(out, ":{minute}"),
+            Key::Stats(_, n) | Key::Block(_, n) => write!(out, ":{n}"),
             Key::KeyRate(_, key) => write!(out, ":{key}"),
             Key::UniqueId(_, id) => write!(out, ":id:{id}"),
             Key::UniqueKey(_, key) => write!(out, ":key:{key}"),
@@ -204,6 +223,11 @@ impl Keyspace {
             | Key::Schedules(_)
             | Key::Rate(_)
             | Key::Cancel(_)
+            | Key::Rollout(_)
+            | Key::Driver(_)
+            | Key::Probe(_)
+            | Key::Policy(_)
+            | Key::Config(_)
             | Key::Queues(_) => Ok(()),
         };
         out
@@ -217,6 +241,9 @@ impl Keyspace {
         let (tag, tail) = rest.split_once('}')?;
         if kind == "queues" {
             return tail.is_empty().then(|| Namespace::new(tag).ok().map(Key::Queues))?;
+        }
+        if kind == "config" {
+            return tail.is_empty().then(|| Namespace::new(tag).ok().map(Key::Config))?;
         }
         let (namespace, task_type) = tag.split_once(':')?;
         let queue = Queue::new(namespace.parse().ok()?, task_type.parse().ok()?);
@@ -256,6 +283,11 @@ impl Keyspace {
                 _ => return None,
             },
             ("cancel", None) => Key::Cancel(queue),
+            ("rollout", None) => Key::Rollout(queue),
+            ("driver", None) => Key::Driver(queue),
+            ("block", Some(n)) => Key::Block(queue, number(n)?),
+            ("probe", None) => Key::Probe(queue),
+            ("policy", None) => Key::Policy(queue),
             ("result", Some(id)) => Key::Result(queue, id.to_owned()),
             _ => return None,
         })
@@ -307,6 +339,12 @@ impl Key {
             | Self::Schedules(_)
             | Self::Cancel(_)
             | Self::Result(..)
+            | Self::Rollout(_)
+            | Self::Driver(_)
+            | Self::Block(..)
+            | Self::Probe(_)
+            | Self::Policy(_)
+            | Self::Config(_)
             | Self::Queues(_) => String::new(),
         }
     }
@@ -324,6 +362,7 @@ impl Key {
             | Self::Newer(..)
             | Self::Dead(_)
             | Self::History(_)
+            | Self::Config(_)
             | Self::Log(_) => KeyType::Stream,
             Self::Envelope(_)
             | Self::Limits(_)
@@ -332,6 +371,10 @@ impl Key {
             | Self::Versions(_)
             | Self::Sessions(_)
             | Self::Schedules(_)
+            | Self::Rollout(_)
+            | Self::Block(..)
+            | Self::Probe(_)
+            | Self::Policy(_)
             | Self::Stats(..) => KeyType::Hash,
             Self::Lease(..)
             | Self::Rate(_)
@@ -339,6 +382,7 @@ impl Key {
             | Self::UniqueId(..)
             | Self::UniqueKey(..)
             | Self::Wake(_)
+            | Self::Driver(_)
             | Self::Result(..) => KeyType::String,
             Self::Queues(_) => KeyType::Set,
             Self::Delayed(_) | Self::Cancel(_) => KeyType::Zset,
@@ -365,7 +409,9 @@ mod tests {
                 Key::Versions(q()), Key::Lease(q(), SessionId::from_found(&tail)), Key::Sessions(q()), Key::Log(q()),
                 Key::Stats(q(), minute), Key::UniqueId(q(), tail.clone()), Key::UniqueKey(q(), tail.clone()),
                 Key::Schedules(q()), Key::Rate(q()), Key::KeyRate(q(), format!("{tail}:{{}}:é")),
-                Key::Cancel(q()), Key::Result(q(), tail.clone()), Key::Queues(ns.parse().unwrap()),
+                Key::Cancel(q()), Key::Result(q(), tail.clone()), Key::Rollout(q()), Key::Driver(q()),
+                Key::Block(q(), minute), Key::Probe(q()), Key::Policy(q()), Key::Config(ns.parse().unwrap()),
+                Key::Queues(ns.parse().unwrap()),
             ];
             for key in keys {
                 let text = keyspace.render(&key);

@@ -36,6 +36,9 @@ pub enum Ended {
     /// Its handler put it off; the attempt does not count.
     #[serde(rename = "snoozed")]
     Snoozed,
+    /// Its flip had said that its result must not count: refused. The task runs again; the attempt does not count.
+    #[serde(rename = "revoked")]
+    Revoked,
     /// A word of a newer release.
     #[serde(other, rename = "other")]
     Other,
@@ -52,6 +55,7 @@ impl Ended {
             Self::Released => "released",
             Self::Cancelled => "cancelled",
             Self::Snoozed => "snoozed",
+            Self::Revoked => "revoked",
             Self::Other => "other",
         }
     }

@@ -198,12 +198,9 @@ fn entry(revision: &Revision) -> HistoryEntry {
         rev: revision.rev,
         at_us: revision.at_us,
         source: revision.source.clone(),
-        by: String::new(),
         why: revision.why.clone(),
         before: revision.before.clone(),
         after: revision.after.clone(),
-        dropped: String::new(),
-        refused: String::new(),
-        digest: String::new(),
+        ..HistoryEntry::default()
     }
 }

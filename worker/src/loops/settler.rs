@@ -206,19 +206,20 @@ fn build(session: &Session, outcomes: &[Outcome]) -> Batch {
 
 /// Adds a group's attempts to the counters of its version: counted first, named once.
 fn count(counters: &mut BTreeMap<String, u64>, group: &AttemptGroup) {
-    const ENDED: [Ended; 6] = [
+    const ENDED: [Ended; 7] = [
         Ended::Done,
         Ended::Retried,
         Ended::Dead,
         Ended::Released,
         Ended::Snoozed,
         Ended::Cancelled,
+        Ended::Revoked,
     ];
     let mut ended = [0_u64; ENDED.len()];
     let mut took = [0_u64; BUCKETS_MS.len() + 1];
     for row in &group.tasks {
         ended[ENDED.iter().position(|e| *e == row.3).unwrap_or(0)] += 1;
-        if !matches!(row.3, Ended::Released | Ended::Cancelled) {
+        if !matches!(row.3, Ended::Released | Ended::Cancelled | Ended::Revoked) {
             took[BUCKETS_MS.partition_point(|&bound| bound < row.4)] += 1;
         }
     }

@@ -1,6 +1,7 @@
 -- gate/change.lua — change the gate on behalf of a person or a program.
 -- KEYS  1 gate  2 gatestate  3 history  4 versions
--- ARGV  1 source  2 by  3 why  4 operation id  5 if_rev or ''  6 'dry' or ''  7.. field, value, field, value…
+-- ARGV  1 source  2 by  3 why  4 operation id  5 if_rev or ''  6 'dry' or ''  7 objections passed over or ''
+--       8.. field, value, field, value…
 -- Reply {'changed'|'same'|'would', state…} | {'refused', field, reason} | {'moved', state…} | {'unsealed'}
 -- Keeps P9: seals what is pending first, so a human's edit wins; an operation id counts once, so a resend is harmless.
 -- The last operations and how they ended, newest at the end: enough for any resend, and bounded.
@@ -13,10 +14,11 @@ local function remember(op, word)
   redis.call('HSET', state, 'ops', ops)
 end
 
-local meta = { source = ARGV[1], by = string.sub(ARGV[2], 1, 64), why = string.sub(ARGV[3], 1, 500), op = string.gsub(string.sub(ARGV[4], 1, 64), '[%s=;]', '_') }
+local meta = { source = ARGV[1], by = string.sub(ARGV[2], 1, 64), why = string.sub(ARGV[3], 1, 500), op = string.gsub(string.sub(ARGV[4], 1, 64), '[%s=;]', '_'),
+  forced = string.sub(ARGV[7], 1, 1000) }
 local cur = seal_pending('redis-cli')
 local wanted = {}
-for i = 7, #ARGV, 2 do wanted[ARGV[i]] = ARGV[i + 1] end
+for i = 8, #ARGV, 2 do wanted[ARGV[i]] = ARGV[i + 1] end
 if not cur then
   -- P8: the sealed state is gone. Only an explicit `active` may begin a new one, above every revision on record.
   if not known(wanted.active or wanted.only or '') then return { 'unsealed' } end

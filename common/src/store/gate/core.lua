@@ -3,7 +3,7 @@
 -- KEYS  1 gate  2 gatestate  3 history  4 versions
 -- ARGV  by the script that follows
 -- Reply by the script that follows; a state is {rev, digest, time_us, active, candidate, percent, pins, paused, prev,
---       cancels}
+--       cancels, stops, probe, rollout}
 -- Keeps P8 (missing or invalid: the sealed state stays), P9 (one history entry per effective change).
 local gate, state, history, versions = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local FIELDS = { 'active', 'candidate', 'percent', 'pins', 'paused' }
@@ -183,9 +183,13 @@ local function write(cur, new, raw, meta)
   if wanted ~= cur.digest then
     new.rev = math.max(cur.rev, meta.above or 0) + 1
     -- P9: the history first. If it cannot be written nothing is sealed, for a script's writes are not rolled back.
-    redis.call('XADD', history, 'MAXLEN', '~', HISTORY_KEPT, '*', 'kind', 'change', 'rev', new.rev, 'at', at,
-      'source', meta.source, 'by', meta.by or '', 'why', meta.why or '', 'op', meta.op or '', 'digest', wanted,
-      'before', json(meta.first and {} or for_people(cur)), 'after', json(for_people(new)), 'dropped', json(meta.dropped or {}))
+    local entry = { 'kind', 'change', 'rev', new.rev, 'at', at, 'source', meta.source, 'by', meta.by or '', 'why', meta.why or '',
+      'op', meta.op or '', 'digest', wanted, 'before', json(meta.first and {} or for_people(cur)), 'after', json(for_people(new)),
+      'dropped', json(meta.dropped or {}) }
+    for _, name in ipairs({ 'forced', 'inflight' }) do
+      if (meta[name] or '') ~= '' then entry[#entry + 1], entry[#entry + 2] = name, meta[name] end
+    end
+    redis.call('XADD', history, 'MAXLEN', '~', HISTORY_KEPT, '*', unpack(entry))
     new.prev = cur.rev .. ':' .. cur.digest
     redis.call('HSET', state, 'rev', new.rev, 'digest', wanted, 'prev', new.prev, 'sealed_at', at,
       'active', new.active, 'candidate', new.candidate, 'percent', new.percent, 'pins', new.pins, 'paused', new.paused)
@@ -237,6 +241,7 @@ local function seal_pending(source)
 end
 
 local function reply(word, g)
-  return { word, g.rev, g.digest, now_us(), g.active, g.candidate, g.percent, g.pins, g.paused, g.prev or '',
-    redis.call('HGET', state, 'cancels') or '0' }
+  local signals = redis.call('HMGET', state, 'cancels', 'stops', 'probe', 'rollout')
+  for i = 1, 4 do signals[i] = signals[i] or '0' end
+  return { word, g.rev, g.digest, now_us(), g.active, g.candidate, g.percent, g.pins, g.paused, g.prev or '', unpack(signals) }
 end
