@@ -13,6 +13,17 @@ const CLOCK: ClockId = ClockId::Boottime;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 const CLOCK: ClockId = ClockId::Monotonic;
 
+/// Fault for tests: how far this process's clock is ahead of the machine's, ns.
+#[cfg(feature = "faults")]
+static AHEAD: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
+/// Fault for tests: puts the clock of this process ahead. Before anything asks for a moment.
+#[cfg(feature = "faults")]
+pub fn put_ahead(by: Duration) {
+    let nanos = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
+    AHEAD.store(nanos, std::sync::atomic::Ordering::Relaxed);
+}
+
 /// A moment on this machine's clock, suspend included. Comparable between processes of one machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(u64);
@@ -24,7 +35,10 @@ impl Moment {
         let now = clock_gettime(CLOCK);
         let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
         let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
-        Self(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
+        let nanos = seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
+        #[cfg(feature = "faults")]
+        let nanos = nanos.saturating_add(AHEAD.load(std::sync::atomic::Ordering::Relaxed));
+        Self(nanos)
     }
 
     /// A moment before every other.

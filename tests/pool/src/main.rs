@@ -5,7 +5,7 @@ use std::{fs::File, io::Write as _, path::PathBuf, process::ExitCode, sync::Arc,
 
 use clap::Parser;
 use serde::{Deserialize, Serialize};
-use switchback_common::telemetry;
+use switchback_common::{clock, telemetry};
 use switchback_worker::{ConnectOptions, Context, Faults, RetryPolicy, Task, TaskError, Worker, WorkerConfig};
 
 #[derive(Parser)]
@@ -45,6 +45,9 @@ struct Args {
     /// Serve the queue `neighbour` too.
     #[arg(long)]
     neighbour: bool,
+    /// How far its clock is ahead of the machine's.
+    #[arg(long, default_value_t = 0)]
+    clock_ahead_ms: u64,
     /// Faults to switch on, comma-separated.
     #[arg(long, default_value = "")]
     faults: String,
@@ -152,6 +155,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
+    clock::put_ahead(Duration::from_millis(args.clock_ahead_ms));
     let open = |path: &PathBuf| File::options().create(true).append(true).open(path);
     let books = Arc::new(Books {
         witness: open(&args.witness)?,
