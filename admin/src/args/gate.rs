@@ -11,8 +11,9 @@ use crate::text::duration;
 pub(crate) enum GateVerb {
     /// Show the gate in force, who set it, and who obeys it.
     #[command(after_long_help = "\
-JSON: {queue, namespace, task_type, rev, gate: {active, candidate|null, percent, pins: {key: version}, paused},
-  changed: {at, at_us, by, why, source}|null, versions: [{version, routed, live_workers, running}],
+JSON: {queue, namespace, task_type, rev, gate: {active, candidate|null, percent, pins: {key: version},
+  targets: {HEADER:VALUE: version}, paused}, changed: {at, at_us, by, why, source}|null,
+  versions: [{version, routed, live_workers, running}],
   live_workers, confirmed, hints: [{level: critical|warning|info, code, text}]}")]
     Show {
         #[arg(value_name = "TYPE")]
@@ -20,7 +21,8 @@ JSON: {queue, namespace, task_type, rev, gate: {active, candidate|null, percent,
     },
     /// Change fields of the gate in one revision.
     ///
-    /// Fields: active=VERSION, candidate=VERSION (empty: none), percent=0…100, pins="KEY=VERSION …", paused=true|false.
+    /// Fields: active=VERSION, candidate=VERSION (empty: none), percent=0…100, pins="KEY=VERSION …",
+    /// targets="HEADER:VALUE=VERSION …" (empty: none), paused=true|false. Pins win over targets, targets over the percent.
     /// Sending tasks to a version that no live worker has is refused without --force.
     #[command(after_long_help = CHANGE_JSON)]
     Set {
@@ -85,7 +87,7 @@ const CHANGE_JSON: &str = "\
 JSON: {queue, changed, dry_run, rev, before: gate|null, after: gate, dropped: {field: value}|null, warnings: [text],
   confirmation: {confirmed, total, took_us, running: {version: attempts},
                  missing: [{session, host, pid, rev|null}]}|null}
-  where gate = {active, candidate|null, percent, pins: {key: version}, paused}";
+  where gate = {active, candidate|null, percent, pins: {key: version}, targets: {HEADER:VALUE: version}, paused}";
 
 /// Options of every change of a gate.
 #[derive(Debug, Args)]
@@ -114,7 +116,7 @@ pub(crate) struct Change {
 }
 
 /// The fields that people set, `only` apart: that is what `gate rollback` sends.
-const FIELDS: [&str; 5] = ["active", "candidate", "percent", "pins", "paused"];
+const FIELDS: [&str; 6] = ["active", "candidate", "percent", "pins", "targets", "paused"];
 
 /// Reads `field=value`. What values mean is judged later.
 fn field(word: &str) -> Result<(&'static str, String), String> {

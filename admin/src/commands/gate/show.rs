@@ -27,6 +27,10 @@ pub(super) async fn show(context: &Context, out: &mut Output, queue: Queue) -> R
             let pins: Vec<String> = gate.pins.iter().map(|(k, v)| format!("{}={v}", plain(k))).collect();
             text.push_str(&sheet(&[("PINS    ", pins.join(" "))]));
         }
+        if let Some(gate) = view.gate.as_ref().filter(|g| !g.targets.is_empty()) {
+            let targets: Vec<String> = gate.targets.iter().map(|(k, v)| format!("{}={v}", plain(k))).collect();
+            text.push_str(&sheet(&[("TARGETS ", targets.join(" "))]));
+        }
         text.push('\n');
         text.push_str(&queue::versions_table(&view));
         text.push_str(&queue::hint_lines(out, &view));
