@@ -89,7 +89,8 @@ local function for_people(g)
 end
 
 local function known(version)
-  return version ~= '' and redis.call('HEXISTS', versions, version) == 1
+  return string.sub(version, 1, 1) ~= ':' -- that is a note among the versions, and no version
+    and version ~= '' and redis.call('HEXISTS', versions, version) == 1
 end
 
 local function canonical_percent(text)
