@@ -2,6 +2,7 @@
 //!
 //! Every key is catalogued in [`keyspace::Key`]. One operation is one function and at most one script.
 
+pub mod absence;
 pub mod backoff;
 pub mod cancel;
 pub mod claim;

@@ -12,3 +12,4 @@ pub(crate) mod scheduler;
 pub(crate) mod settler;
 pub(crate) mod throttler;
 pub(crate) mod trimmer;
+pub(crate) mod watchman;

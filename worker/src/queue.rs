@@ -26,7 +26,7 @@ use crate::{
     health::{Health, Pulse},
     loops::{
         claimer, finder, gatekeeper, limiter, promoter, reaper, renewer::Renewer, reporter, scheduler, settler,
-        throttler, trimmer,
+        throttler, trimmer, watchman,
     },
     outcome::Message,
     pace::Pacer,
@@ -84,6 +84,7 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
         loops.spawn(limiter::run(Arc::clone(&session)));
         loops.spawn(trimmer::run(Arc::clone(&session)));
         loops.spawn(scheduler::run(Arc::clone(&session)));
+        loops.spawn(watchman::run(Arc::clone(&session)));
         tokio::select! {
             biased;
             () = shared.stop.cancelled() => {}

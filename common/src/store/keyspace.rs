@@ -44,18 +44,18 @@ pub enum Key {
     /// HASH · per queue · **for people**: `dead waiting`, and `concurrency rate rate_per_key`. Absent = defaults.
     /// Written by [`limits::set`](super::limits::set), and by hand.
     Limits(Queue),
-    /// HASH · per queue · **for people**: `active candidate percent pins paused`, one-shot `only inflight by why`.
+    /// HASH · per queue · **for people**: `active candidate percent pins targets paused`, one-shot `only inflight by why`.
     Gate(Queue),
     /// STRING · per queue · never stays: touched so that workers, which are told of every write below `sb:gate:`, look for
     /// delayed tasks. A key of its own, because producers touch it and must not need to write gates.
     Wake(Queue),
-    /// HASH · per queue · scripts only: `rev digest prev sealed_at seen ops cancels stops probe rollout`, `cancel_rev:<version>`,
+    /// HASH · per queue · scripts only: `rev digest format prev sealed_at seen ops cancels stops probe rollout`, `cancel_rev:<version>`,
     /// `min_rev:<version>` and the sealed values.
     GateState(Queue),
     /// STREAM · per queue · every gate revision; about 10 000 entries.
     History(Queue),
     /// HASH · per queue · every version ever registered -> JSON of first seen and build. Never reaped. And `:groups`, the
-    /// streams that have had their group.
+    /// streams that have had their group, and `:absent`, versions that the gate reaches and no live worker has.
     Versions(Queue),
     /// STRING, PX · per session · exists while the session lives.
     Lease(Queue, SessionId),

@@ -51,6 +51,7 @@ scripts! {
     RATE = include_str!("throttle/rate.lua");
     KEY_RATES = include_str!("throttle/keys.lua");
     CANCEL = ALLOW_OOM, ENTRY, include_str!("cancel/cancel.lua");
+    ABSENCE = include_str!("absence/note.lua");
     PROGRESS = include_str!("results/progress.lua");
 }
 
