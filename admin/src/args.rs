@@ -2,16 +2,18 @@
 
 mod dead;
 mod enqueue;
+mod gate;
 mod limits;
 mod schedule;
 
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use switchback_common::{TaskId, TaskType, Version};
+use switchback_common::{TaskId, TaskType};
 
 pub(crate) use self::dead::{Act, DeadVerb, Rate, Which};
 pub(crate) use self::enqueue::{EnqueueOptions, IfTaken, PayloadSource};
+pub(crate) use self::gate::{Change, GateVerb};
 pub(crate) use self::limits::LimitEdits;
 pub(crate) use self::schedule::{Remark, ScheduleVerb};
 use crate::{output::Format, text::duration};
@@ -82,112 +84,6 @@ pub(crate) enum Noun {
     /// Who works.
     #[command(subcommand)]
     Worker(WorkerVerb),
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum GateVerb {
-    /// Show the gate in force, who set it, and who obeys it.
-    #[command(after_long_help = "\
-JSON: {queue, namespace, task_type, rev, gate: {active, candidate|null, percent, pins: {key: version}, paused},
-  changed: {at, at_us, by, why, source}|null, versions: [{version, routed, live_workers, running}],
-  live_workers, confirmed, hints: [{level: critical|warning|info, code, text}]}")]
-    Show {
-        #[arg(value_name = "TYPE")]
-        task_type: TaskType,
-    },
-    /// Change fields of the gate in one revision.
-    ///
-    /// Fields: active=VERSION, candidate=VERSION (empty: none), percent=0…100, pins="KEY=VERSION …", paused=true|false.
-    /// Sending tasks to a version that no live worker has is refused without --force.
-    #[command(after_long_help = CHANGE_JSON)]
-    Set {
-        #[arg(value_name = "TYPE")]
-        task_type: TaskType,
-        /// What to change, e.g. `candidate=v2 percent=10`.
-        #[arg(required = true, value_name = "FIELD=VALUE", value_parser = field)]
-        fields: Vec<(&'static str, String)>,
-        /// Obey even if no live worker has the version: its tasks wait until one joins.
-        #[arg(long)]
-        force: bool,
-        #[command(flatten)]
-        change: Change,
-    },
-    /// Roll back: one version alone, whatever was going on. Takes effect at once.
-    ///
-    /// Without --to: a ramp ends at the active version; else the version active before comes back. Repeating it
-    /// changes nothing: it never goes forward again. It goes through even if no live worker has the version.
-    #[command(after_long_help = CHANGE_JSON)]
-    Rollback {
-        #[arg(value_name = "TYPE")]
-        task_type: TaskType,
-        /// The version to go to.
-        #[arg(long, value_name = "VERSION")]
-        to: Option<Version>,
-        #[command(flatten)]
-        change: Change,
-    },
-    /// Start nothing in this queue until it is resumed. What runs goes on.
-    #[command(after_long_help = CHANGE_JSON)]
-    Pause {
-        #[arg(value_name = "TYPE")]
-        task_type: TaskType,
-        #[command(flatten)]
-        change: Change,
-    },
-    /// Start tasks again: after a pause, or after a gate that went backwards was checked.
-    ///
-    /// Refused while dead letters are at their limit, for workers would hold the queue again at once: requeue or discard
-    /// some (`switchback dead`), or raise the limit (`switchback queue limits`).
-    #[command(after_long_help = CHANGE_JSON)]
-    Resume {
-        #[arg(value_name = "TYPE")]
-        task_type: TaskType,
-        #[command(flatten)]
-        change: Change,
-    },
-    /// Every revision, newest first: what, who, why; refused and partly dropped edits too.
-    #[command(after_long_help = "\
-JSON: [{entry, kind: change|refused|note|restored, rev, at, at_us, source, by, why,
-  before: gate|null, after: gate|null, dropped: {field: value}|null, refused: {field: problem}|null}]")]
-    History {
-        #[arg(value_name = "TYPE")]
-        task_type: TaskType,
-        /// Most entries to show.
-        #[arg(long, default_value_t = 20, value_name = "N")]
-        limit: usize,
-    },
-}
-
-const CHANGE_JSON: &str = "\
-JSON: {queue, changed, dry_run, rev, before: gate|null, after: gate, dropped: {field: value}|null, warnings: [text],
-  confirmation: {confirmed, total, took_us, running: {version: attempts},
-                 missing: [{session, host, pid, rev|null}]}|null}
-  where gate = {active, candidate|null, percent, pins: {key: version}, paused}";
-
-/// Options of every change of a gate.
-#[derive(Debug, Args)]
-pub(crate) struct Change {
-    /// Why: goes into the history.
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) why: Option<String>,
-    /// Who: goes into the history. Defaults to $USER.
-    #[arg(long, value_name = "NAME")]
-    pub(crate) by: Option<String>,
-    /// Only if the gate is still at this revision.
-    #[arg(long, value_name = "N")]
-    pub(crate) if_rev: Option<u64>,
-    /// Wait until every live worker obeys; if not all do in time, exit with 6 and say who.
-    #[arg(long)]
-    pub(crate) wait: bool,
-    /// How long to wait, e.g. 10s, 500ms, 2m.
-    #[arg(long, default_value = "10s", requires = "wait", value_name = "DURATION", value_parser = duration)]
-    pub(crate) timeout: Duration,
-    /// Show before and after, change nothing.
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    /// Accepted for scripts: no command asks a question.
-    #[arg(long)]
-    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -330,22 +226,6 @@ behind: whether it has not confirmed the gate's revision yet.")]
         #[arg(value_name = "TYPE")]
         task_type: Option<TaskType>,
     },
-}
-
-/// The fields that people set, `only` apart: that is what `gate rollback` sends.
-const FIELDS: [&str; 5] = ["active", "candidate", "percent", "pins", "paused"];
-
-/// Reads `field=value`. What values mean is judged later.
-fn field(word: &str) -> Result<(&'static str, String), String> {
-    let fields = FIELDS.join(", ");
-    let (name, value) = word
-        .split_once('=')
-        .ok_or_else(|| format!("not FIELD=VALUE; fields: {fields}"))?;
-    match FIELDS.into_iter().find(|field| *field == name) {
-        Some(field) => Ok((field, value.trim().to_owned())),
-        None if name == "only" => Err("for `only` there is `switchback gate rollback TYPE --to VERSION`".to_owned()),
-        None => Err(format!("unknown field; fields: {fields}")),
-    }
 }
 
 #[cfg(test)]

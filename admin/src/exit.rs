@@ -107,9 +107,10 @@ fn of_enqueue(error: &EnqueueError) -> Exit {
     match error {
         EnqueueError::Refused { source, .. } | EnqueueError::OutcomeUnknown { source, .. } => of_store(source),
         EnqueueError::Name(_) | EnqueueError::Id(_) => Exit::Usage,
-        EnqueueError::PayloadTooLarge { .. } | EnqueueError::KeyTooLong { .. } | EnqueueError::QueueFull { .. } => {
-            Exit::Refused
-        }
+        EnqueueError::PayloadTooLarge { .. }
+        | EnqueueError::KeyTooLong { .. }
+        | EnqueueError::HeadersTooLong { .. }
+        | EnqueueError::QueueFull { .. } => Exit::Refused,
         _ => Exit::Failed,
     }
 }

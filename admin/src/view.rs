@@ -10,12 +10,12 @@ use switchback_common::{
 };
 use switchback_gates::{Gate, Share};
 
-use crate::text::{plain, rfc3339};
+use crate::text::{count, plain, rfc3339};
 
-/// The gate in a few words: `v1 only`, or `v1, v2 at 25 %, 3 pins, paused`.
+/// The gate in a few words: `v1 only`, or `v1, v2 at 25 %, 3 pins, 1 target, paused`.
 pub(crate) fn words(gate: &Gate) -> String {
     let mut out = gate.active.to_string();
-    let alone = gate.candidate.is_none() && gate.pins.is_empty();
+    let alone = gate.candidate.is_none() && gate.pins.is_empty() && gate.targets.is_empty();
     if alone {
         out.push_str(" only");
     }
@@ -23,7 +23,10 @@ pub(crate) fn words(gate: &Gate) -> String {
         out.push_str(&format!(", {candidate} at {} %", gate.percent));
     }
     if !gate.pins.is_empty() {
-        out.push_str(&format!(", {}", crate::text::count(gate.pins.len(), "pin")));
+        out.push_str(&format!(", {}", count(gate.pins.len(), "pin")));
+    }
+    if !gate.targets.is_empty() {
+        out.push_str(&format!(", {}", count(gate.targets.len(), "target")));
     }
     if gate.paused {
         out.push_str(", paused");
@@ -127,7 +130,7 @@ pub(crate) fn versions(known: &[Version], gate: Option<&Gate>, sessions: &[Sessi
 
 fn share(gate: &Gate, version: &Version) -> String {
     let is_candidate = gate.candidate.as_ref() == Some(version);
-    let pinned = gate.pins.values().any(|v| v == version);
+    let to = |pairs: &BTreeMap<String, Version>| pairs.values().any(|v| v == version);
     let share = if is_candidate {
         format!("{} %", gate.percent)
     } else if gate.active == *version {
@@ -138,12 +141,18 @@ fn share(gate: &Gate, version: &Version) -> String {
     } else {
         String::new()
     };
-    match (share.is_empty(), pinned) {
-        (true, true) => "pins".to_owned(),
-        (false, true) => format!("{share} + pins"),
-        (true, false) => "-".to_owned(),
-        (false, false) => share,
+    let rest = [("pins", to(&gate.pins)), ("targets", to(&gate.targets))];
+    let mut words: Vec<&str> = rest
+        .into_iter()
+        .filter_map(|(word, some)| some.then_some(word))
+        .collect();
+    if !share.is_empty() {
+        words.insert(0, &share);
     }
+    if words.is_empty() {
+        return "-".to_owned();
+    }
+    words.join(" + ")
 }
 
 /// One failed attempt.

@@ -39,12 +39,22 @@ impl NameKind for VersionName {
     const WHAT: &'static str = "version";
 }
 
+/// Marker of [`HeaderName`].
+#[derive(Debug)]
+pub enum HeaderNameName {}
+
+impl NameKind for HeaderNameName {
+    const WHAT: &'static str = "header name";
+}
+
 /// Isolation unit: an application or team, e.g. `shop`.
 pub type Namespace = Name<NamespaceName>;
 /// A kind of task, e.g. `send_email`. Each has its own queue.
 pub type TaskType = Name<TaskTypeName>;
 /// The label of one handler implementation, e.g. `v2` or `2026-11-21.3`.
 pub type Version = Name<VersionName>;
+/// The name of a task's header, e.g. `plan`.
+pub type HeaderName = Name<HeaderNameName>;
 
 /// A name that was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

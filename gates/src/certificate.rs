@@ -9,6 +9,8 @@ use switchback_common::{
     store::{gate::HistoryEntry, log::AttemptGroup},
 };
 
+use crate::gate::Gate;
+
 /// An attempt that started late.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LateStart {
@@ -28,36 +30,15 @@ pub struct Revisions {
     by_time: Vec<(u64, u64, Vec<Version>)>,
 }
 
-#[derive(serde::Deserialize)]
-struct People {
-    active: Version,
-    candidate: Option<Version>,
-    percent: Option<String>,
-    pins: Option<String>,
-}
-
 impl Revisions {
     /// Reads the changes of a history, in any order.
     #[must_use]
     pub fn from_history(entries: &[HistoryEntry]) -> Self {
         let mut by_rev: BTreeMap<u64, (u64, Vec<Version>)> = BTreeMap::new();
         for entry in entries.iter().filter(|e| e.kind == "change") {
-            let Ok(people) = serde_json::from_str::<People>(&entry.after) else {
+            let Some(gate) = Gate::from_history(&entry.after) else {
                 continue;
             };
-            let mut gate = crate::gate::Gate::new(people.active);
-            gate.candidate = people.candidate;
-            gate.percent = people
-                .percent
-                .and_then(|p| crate::gate::Share::parse(&p))
-                .unwrap_or_default();
-            for pin in people.pins.unwrap_or_default().split_ascii_whitespace() {
-                if let Some((key, version)) = pin.rsplit_once('=')
-                    && let Ok(version) = version.parse()
-                {
-                    gate.pins.insert(key.to_owned(), version);
-                }
-            }
             by_rev.insert(entry.rev, (entry.at_us, gate.reachable()));
         }
         Self {

@@ -2,7 +2,7 @@
 //!
 //! Because it is pure, where a crashed attempt ran can be computed again from the history.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use sha1::{Digest, Sha1};
 use switchback_common::{TaskType, Version};
@@ -18,26 +18,33 @@ pub enum Decision<'a> {
     Hold,
 }
 
-/// Decides for a task with this routing key (its `key`, else its id).
+/// Decides for a task with these headers and this routing key (its `key`, else its id).
 ///
-/// Pins win over the percent; the percent is sticky: a key stays on its side, and 10 % is a subset of 20 %.
+/// Pins win over targets, and targets over the percent; the percent is sticky: a key stays on its side, and 10 % is a subset of 20 %.
 #[must_use]
-pub fn decide<'a>(gate: &'a Gate, task_type: &TaskType, routing_key: impl FnOnce() -> String) -> Decision<'a> {
+pub fn decide<'a>(
+    gate: &'a Gate,
+    task_type: &TaskType,
+    headers: &BTreeMap<String, String>,
+    routing_key: impl FnOnce() -> String,
+) -> Decision<'a> {
     if gate.paused {
         return Decision::Hold;
     }
     let candidate = gate.candidate.as_ref().filter(|_| gate.percent > Share::NONE);
+    let targeted = gate.target(headers);
     if gate.pins.is_empty() {
         // The common gates look at no key at all.
-        match candidate {
-            None => return Decision::Run(&gate.active),
-            Some(candidate) if gate.percent == Share::ALL => return Decision::Run(candidate),
-            Some(_) => {}
+        match (targeted, candidate) {
+            (Some(version), _) => return Decision::Run(version),
+            (None, None) => return Decision::Run(&gate.active),
+            (None, Some(candidate)) if gate.percent == Share::ALL => return Decision::Run(candidate),
+            (None, Some(_)) => {}
         }
     }
     let key = routing_key();
-    if let Some(pinned) = gate.pins.get(&key) {
-        return Decision::Run(pinned);
+    if let Some(version) = gate.pins.get(&key).or(targeted) {
+        return Decision::Run(version);
     }
     match candidate {
         Some(candidate) if bucket(task_type, candidate, &key) < gate.percent.thousandths() => Decision::Run(candidate),
@@ -69,7 +76,12 @@ mod tests {
     }
 
     fn run(gate: &Gate, key: &str) -> String {
-        match decide(gate, &"send_email".parse().unwrap(), || key.to_owned()) {
+        run_with(gate, key, &[])
+    }
+
+    fn run_with(gate: &Gate, key: &str, headers: &[(String, String)]) -> String {
+        let headers = headers.iter().cloned().collect();
+        match decide(gate, &"send_email".parse().unwrap(), &headers, || key.to_owned()) {
             Decision::Run(version) => version.to_string(),
             Decision::Hold => "hold".to_owned(),
         }
@@ -112,6 +124,47 @@ mod tests {
             prop_assert!(gate.reaches(&version.parse().unwrap()));
             prop_assert_eq!(version == "v3", key == pinned);
         }
+
+        #[test]
+        fn pins_win_over_targets_and_targets_over_the_percent(
+            key in "[a-c]", percent in 0u32..=100, pins in proptest::collection::btree_map("[a-c]", "p[1-3]", 0..3),
+            targets in proptest::collection::btree_map("[a-c]:[x-z]", "t[1-4]", 0..5),
+            headers in proptest::collection::vec(("[a-d]", "[x-z]"), 0..4),
+        ) {
+            let mut gate = gate(&percent.to_string());
+            let alone = run(&gate, &key);
+            let parse = |(name, version): (String, String)| (name, version.parse().unwrap());
+            gate.pins = pins.clone().into_iter().map(parse).collect();
+            gate.targets = targets.clone().into_iter().map(parse).collect();
+            let version = run_with(&gate, &key, &headers);
+            prop_assert!(gate.reaches(&version.parse().unwrap()), "what is decided is reachable");
+            let headers: BTreeMap<String, String> = headers.into_iter().collect();
+            let is = |target: &str| headers.iter().any(|(name, value)| format!("{name}:{value}") == target);
+            // In byte order: the first that matches.
+            let targeted = targets.iter().find(|(target, _)| is(target)).map(|(_, version)| version);
+            let expected = pins.get(&key).or(targeted).unwrap_or(&alone);
+            prop_assert_eq!(&version, expected);
+        }
+    }
+
+    #[test]
+    fn a_target_is_an_exact_header() {
+        let mut gate = gate("0");
+        gate.targets.insert("plan:beta".into(), "v2".parse().unwrap());
+        gate.targets.insert("url:http://x=1:80".into(), "v3".parse().unwrap());
+        let with = |name: &str, value: &str| run_with(&gate, "any", &[(name.to_owned(), value.to_owned())]);
+        assert_eq!(with("plan", "beta"), "v2");
+        for (name, value) in [
+            ("plan", "Beta"),
+            ("Plan", "beta"),
+            ("plan", "beta2"),
+            ("plan", ""),
+            ("plan:beta", ""),
+            ("pla", "n:beta"),
+        ] {
+            assert_eq!(with(name, value), "v1", "{name}: {value}");
+        }
+        assert_eq!(with("url", "http://x=1:80"), "v3", "the name ends at the first colon");
     }
 
     #[test]

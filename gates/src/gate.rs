@@ -59,6 +59,8 @@ pub struct Gate {
     pub percent: Share,
     /// Keys that always go to one version.
     pub pins: BTreeMap<String, Version>,
+    /// `header:value` of tasks that go to one version, unless their key is pinned.
+    pub targets: BTreeMap<String, Version>,
     /// Whether nothing may start.
     pub paused: bool,
 }
@@ -82,6 +84,7 @@ impl Gate {
             candidate: None,
             percent: Share::NONE,
             pins: BTreeMap::new(),
+            targets: BTreeMap::new(),
             paused: false,
         }
     }
@@ -99,16 +102,20 @@ impl Gate {
             "" => None,
             name => Some(name.parse().map_err(|_| bad("candidate", name))?),
         };
-        let mut pins = BTreeMap::new();
-        for pin in text.pins.split_ascii_whitespace() {
-            let (key, version) = pin.rsplit_once('=').ok_or_else(|| bad("pins", pin))?;
-            pins.insert(key.to_owned(), version.parse().map_err(|_| bad("pins", pin))?);
-        }
+        let pairs = |field, text: &str| {
+            let mut out = BTreeMap::new();
+            for pair in text.split_ascii_whitespace() {
+                let (name, version) = pair.rsplit_once('=').ok_or_else(|| bad(field, pair))?;
+                out.insert(name.to_owned(), version.parse().map_err(|_| bad(field, pair))?);
+            }
+            Ok(out)
+        };
         Ok(Self {
             active: text.active.parse().map_err(|_| bad("active", &text.active))?,
             candidate,
             percent: Share::parse(&text.percent).ok_or_else(|| bad("percent", &text.percent))?,
-            pins,
+            pins: pairs("pins", &text.pins)?,
+            targets: pairs("targets", &text.targets)?,
             paused: text.paused != "0",
         })
     }
@@ -123,6 +130,7 @@ impl Gate {
             candidate: take("candidate", ""),
             percent: take("percent", "0"),
             pins: take("pins", ""),
+            targets: take("targets", ""),
             paused: take("paused", "0"),
         };
         Self::parse(&text).ok()
@@ -136,7 +144,21 @@ impl Gate {
         let candidate_is = self.candidate.as_ref() == Some(version);
         (self.active == *version && !(self.candidate.is_some() && self.percent == Share::ALL))
             || (candidate_is && self.percent > Share::NONE)
-            || self.pins.values().any(|pinned| pinned == version)
+            || self.pins.values().chain(self.targets.values()).any(|to| to == version)
+    }
+
+    /// The version that the targets give to a task with these headers: of several that match, the first in byte order.
+    #[must_use]
+    pub fn target(&self, headers: &BTreeMap<String, String>) -> Option<&Version> {
+        if headers.is_empty() {
+            return None;
+        }
+        let matches = |target: &str| {
+            let found = target.split_once(':');
+            found.is_some_and(|(name, value)| headers.get(name).is_some_and(|is| is == value))
+        };
+        let mut targets = self.targets.iter();
+        targets.find_map(|(target, version)| matches(target).then_some(version))
     }
 
     /// Every version a task may be routed to, sorted, each once.
@@ -146,6 +168,7 @@ impl Gate {
             .into_iter()
             .flatten()
             .chain(self.pins.values())
+            .chain(self.targets.values())
             .filter(|version| self.reaches(version))
             .cloned()
             .collect();
@@ -163,6 +186,9 @@ impl fmt::Display for Gate {
         }
         if !self.pins.is_empty() {
             write!(f, ", {} pinned", self.pins.len())?;
+        }
+        if !self.targets.is_empty() {
+            write!(f, ", {} targeted", self.targets.len())?;
         }
         if self.paused {
             f.write_str(", paused")?;
@@ -204,6 +230,8 @@ mod tests {
         assert_eq!(gate.reachable(), [version("v2")]);
         gate.pins.insert("cust-1".into(), version("v1"));
         assert!(gate.reaches(&version("v1")));
+        gate.targets.insert("plan:beta".into(), version("v3"));
+        assert_eq!(gate.reachable(), [version("v1"), version("v2"), version("v3")]);
         gate.paused = true;
         assert!(gate.reaches(&version("v2")));
     }

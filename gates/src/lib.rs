@@ -1,6 +1,6 @@
 //! Gates: which version of a handler runs, decided when a task is claimed.
 //!
-//! A gate names an active version, perhaps a candidate with a percentage, pins, and whether the queue is paused.
+//! A gate names an active version, perhaps a candidate with a percentage, pins, targets, and whether the queue is paused.
 //! People edit a hash in Redis; a script *seals* each edit into a numbered revision; workers obey the sealed
 //! state only.
 //!
@@ -8,8 +8,8 @@
 //! use switchback_gates::{decide, Decision, Gate};
 //!
 //! let gate = Gate::new("v1".parse()?);
-//! let task_type = "send_email".parse()?;
-//! assert_eq!(decide(&gate, &task_type, || "customer-7".into()), Decision::Run(&gate.active));
+//! let (task_type, headers) = ("send_email".parse()?, Default::default());
+//! assert_eq!(decide(&gate, &task_type, &headers, || "customer-7".into()), Decision::Run(&gate.active));
 //! # Ok::<(), switchback_common::name::InvalidName>(())
 //! ```
 //!

@@ -42,6 +42,16 @@ pub enum EnqueueError {
         /// The limit in bytes.
         limit: usize,
     },
+    /// The headers are too long.
+    #[error("headers for {queue} are {size} bytes of JSON, the limit is {limit}")]
+    HeadersTooLong {
+        /// The queue.
+        queue: Queue,
+        /// Their size in bytes.
+        size: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
     /// Another task has the unique key: nothing was enqueued.
     #[error(
         "task {by} has the unique key {key:?} of {queue}: nothing was enqueued; wait for it, or use .if_taken(IfTaken::Existing)"
@@ -125,6 +135,7 @@ impl EnqueueError {
             | Self::Payload { .. }
             | Self::PayloadTooLarge { .. }
             | Self::KeyTooLong { .. }
+            | Self::HeadersTooLong { .. }
             | Self::Taken { .. }
             | Self::QueueFull { .. }
             | Self::Refused { .. } => false,

@@ -1,6 +1,7 @@
 //! One enqueue before it is sent: what is special about it.
 
 use std::{
+    collections::BTreeMap,
     future::{Future, IntoFuture},
     pin::Pin,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -27,6 +28,7 @@ pub(crate) struct Terms {
     pub(crate) priority: Priority,
     pub(crate) start: Start,
     pub(crate) expires: Option<String>,
+    pub(crate) headers: BTreeMap<String, String>,
 }
 
 impl Default for Terms {
@@ -36,6 +38,7 @@ impl Default for Terms {
             priority: Priority::Normal,
             start: Start::Now,
             expires: None,
+            headers: BTreeMap::new(),
         }
     }
 }
@@ -86,6 +89,14 @@ macro_rules! terms {
         /// Like [`expires_in`](Self::expires_in), at a time.
         pub fn expires_at(mut self, time: SystemTime) -> Self {
             self.terms.expires = Some(ms_since_1970(time).to_string());
+            self
+        }
+
+        /// Sends a header along: for the handler, and for the gate's targets (`plan:beta=v2`). The name matches
+        /// `[A-Za-z0-9._-]{1,64}`; all headers together take 8 KiB of JSON at most. A later value of a name replaces an
+        /// earlier one.
+        pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+            self.terms.headers.insert(name.into(), value.into());
             self
         }
     };

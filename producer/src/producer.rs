@@ -1,7 +1,7 @@
 //! The producer: connects once, enqueues one task or many.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -9,9 +9,9 @@ use std::{
 use futures_util::StreamExt as _;
 use switchback_common::{
     ConnectOptions, Namespace, Queue, Store, StoreError, Task, TaskId, TaskType,
-    envelope::{DEFAULT_MAX_PAYLOAD, MAX_KEY_BYTES, MAX_RESULT_KEPT},
+    envelope::{DEFAULT_MAX_PAYLOAD, MAX_HEADERS_BYTES, MAX_KEY_BYTES, MAX_RESULT_KEPT},
     id::InvalidTaskId,
-    name::InvalidName,
+    name::{HeaderName, InvalidName},
     store::{
         cancel::{self, CancelRequest},
         connect::Link,
@@ -152,7 +152,7 @@ impl Producer {
             (request.key, request.payload),
             request.id.transpose()?,
             &request.terms,
-            headers(),
+            headers(queue, &request.terms.headers)?,
         )?;
         task.result = request.keep_result.map(result_ms);
         task.remember = request.remember.then_some(request.terms.window);
@@ -238,7 +238,7 @@ impl Producer {
                 .collect(),
             None => vec![None; total],
         };
-        let headers = headers();
+        let headers = headers(&handle.queue, &request.terms.headers)?;
         // Everything is checked before anything is sent.
         let mut tasks = Vec::with_capacity(total);
         for ((key, payload), id) in request.tasks.into_iter().zip(ids.drain(..)) {
@@ -399,9 +399,33 @@ fn result_ms(keep: Duration) -> String {
     keep.min(MAX_RESULT_KEPT).as_millis().max(1).to_string()
 }
 
-/// The trace that goes with a task, as JSON headers.
-fn headers() -> Option<String> {
-    current_traceparent().map(|parent| serde_json::json!({ TRACEPARENT: parent }).to_string())
+/// The headers that go with a task, and the trace it is part of, as JSON.
+fn headers(queue: &Queue, given: &BTreeMap<String, String>) -> Result<Option<String>, EnqueueError> {
+    let trace = current_traceparent().filter(|_| !given.contains_key(TRACEPARENT));
+    if given.is_empty() && trace.is_none() {
+        return Ok(None);
+    }
+    for name in given.keys() {
+        name.parse::<HeaderName>()?;
+    }
+    let trace = trace.iter().map(|parent| (TRACEPARENT, parent.as_str()));
+    let all: BTreeMap<&str, &str> = given
+        .iter()
+        .map(|(k, v)| (k.as_str(), v.as_str()))
+        .chain(trace)
+        .collect();
+    let json = serde_json::to_string(&all).map_err(|source| EnqueueError::Payload {
+        queue: queue.clone(),
+        source,
+    })?;
+    if json.len() > MAX_HEADERS_BYTES {
+        return Err(EnqueueError::HeadersTooLong {
+            queue: queue.clone(),
+            size: json.len(),
+            limit: MAX_HEADERS_BYTES,
+        });
+    }
+    Ok(Some(json))
 }
 
 /// Cuts tasks into batches, by count and bytes.

@@ -185,7 +185,7 @@ impl Mail {
 fn gate(active: &str, candidate: Option<(&str, f64)>) -> Value {
     json!({
         "active": active, "candidate": candidate.map(|c| c.0), "percent": candidate.map_or(0.0, |c| c.1),
-        "pins": {}, "paused": false
+        "pins": {}, "targets": {}, "paused": false
     })
 }
 

@@ -19,6 +19,7 @@ mod schedules;
 mod sessions;
 mod settle;
 mod suspects;
+mod targets;
 mod task_cli;
 mod throttle;
 mod throttle_cli;

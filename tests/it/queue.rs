@@ -215,6 +215,9 @@ pub(crate) fn show(gate: &GateText) -> String {
     if !gate.pins.is_empty() {
         out += &format!(" pins[{}]", gate.pins);
     }
+    if !gate.targets.is_empty() {
+        out += &format!(" targets[{}]", gate.targets);
+    }
     match gate.paused.as_str() {
         "0" => out,
         "1" => out + " paused",

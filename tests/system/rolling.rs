@@ -215,7 +215,7 @@ async fn a_gate_state_of_a_newer_format_is_left_alone() {
         panic!("{before:?}")
     };
     let before = String::from_utf8(before).unwrap();
-    fixture.raw(&["HSET", state, "format", "2", "seen", "2:other"]).await;
+    fixture.raw(&["HSET", state, "format", "3", "seen", "3 other"]).await;
     let written = fixture.raw(&["HGETALL", state]).await;
     fixture.enqueue([1, 2, 3]).await;
     let queue = &fixture.queue;

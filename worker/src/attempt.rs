@@ -155,7 +155,10 @@ fn route_under<'a>(session: &'a Session, task: &Claimed, alone: bool, read: &Obe
     if let Some(outcome) = over(session, task) {
         return Ok(Route::Over(outcome));
     }
-    let decision = decide(gate, &session.spec.task_type, || task.envelope.routing_key());
+    let envelope = &task.envelope;
+    let decision = decide(gate, &session.spec.task_type, &envelope.headers, || {
+        envelope.routing_key()
+    });
     #[cfg(feature = "faults")]
     let decision = misroute(session, task, gate, decision);
     match decision {

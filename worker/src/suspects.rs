@@ -363,7 +363,10 @@ fn version(session: &Session, task: &Claimed, gate: Option<&Gate>) -> Result<Ver
         return elsewhere(SUSPECT);
     };
     let circuits = &session.spec.circuits;
-    match decide(gate, &session.spec.task_type, || task.envelope.routing_key()) {
+    let envelope = &task.envelope;
+    match decide(gate, &session.spec.task_type, &envelope.headers, || {
+        envelope.routing_key()
+    }) {
         Decision::Hold => elsewhere(SUSPECT),
         Decision::Run(version) if !session.spec.handlers.contains_key(version) || circuits.holds(version) => {
             elsewhere(session.streams.lane(version))

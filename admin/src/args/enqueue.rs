@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
-use switchback_common::{Priority, TaskId};
+use switchback_common::{Priority, TaskId, name::HeaderName};
 
 use crate::text::{duration, moment};
 
@@ -29,6 +29,9 @@ pub(crate) struct EnqueueOptions {
     /// What percent and pins look at: customer, order… Defaults to the id.
     #[arg(long, value_name = "KEY")]
     pub(crate) key: Option<String>,
+    /// A header, for the handler and for the gate's targets: plan=beta. May be given more than once.
+    #[arg(long = "header", value_name = "NAME=VALUE", value_parser = header)]
+    pub(crate) headers: Vec<(HeaderName, String)>,
     /// Enqueue under this id, at most once within 24 h: safe to repeat.
     #[arg(long, value_name = "ID")]
     pub(crate) id: Option<TaskId>,
@@ -68,4 +71,10 @@ pub(crate) enum IfTaken {
     Existing,
     /// The other task is cancelled, if it has not started, and this one takes its place.
     Replace,
+}
+
+/// Reads `name=value`; the value may be empty, and may have a `=` in it.
+fn header(word: &str) -> Result<(HeaderName, String), String> {
+    let (name, value) = word.split_once('=').ok_or("not NAME=VALUE")?;
+    Ok((name.parse().map_err(|e| format!("{e}"))?, value.to_owned()))
 }

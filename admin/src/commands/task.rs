@@ -317,6 +317,7 @@ async fn view_of(
     view.key = given(field::KEY);
     view.unique = given(field::UNIQUE);
     view.priority = given(field::PRIORITY).and_then(|text| text.parse::<Priority>().ok()?.field());
+    view.headers = serde_json::from_str(&field_text(&fields, field::HEADERS)).unwrap_or_default();
     let errors: Vec<AttemptError> = reply::field(&fields, field::ERRORS)
         .and_then(|json| serde_json::from_slice(json).ok())
         .unwrap_or_default();
@@ -351,7 +352,7 @@ async fn view_of(
         let held_us = u64::try_from(found.held_for.as_micros()).unwrap_or(u64::MAX);
         let since_us = now.saturating_sub(held_us);
         let key = view.key.clone().unwrap_or_else(|| view.id.clone());
-        let version = version_since(context, queue, &key, since_us).await?;
+        let version = version_since(context, queue, &view.headers, &key, since_us).await?;
         view.held_by = Some(Holder {
             words: format!(
                 "{} (session {}{}) since {}{}",
@@ -374,7 +375,6 @@ async fn view_of(
     }
     match Envelope::decode(0, found.entry, fields, usize::MAX) {
         Ok(envelope) => {
-            view.headers = envelope.headers;
             view.snoozes = envelope.snoozes;
             view.expires_at_us = envelope.expires_ms.map(micros);
             view.expires_at = view.expires_at_us.and_then(rfc3339);
@@ -385,8 +385,14 @@ async fn view_of(
     Ok(view)
 }
 
-/// The version that the gate gives `key`, if the gate is as it was at `since_us`.
-async fn version_since(context: &Context, queue: &Queue, key: &str, since_us: u64) -> Result<Option<Version>, Failure> {
+/// The version that the gate gives a task, if the gate is as it was at `since_us`.
+async fn version_since(
+    context: &Context,
+    queue: &Queue,
+    headers: &BTreeMap<String, String>,
+    key: &str,
+    since_us: u64,
+) -> Result<Option<Version>, Failure> {
     let Some(shown) = context.gate(queue).await? else {
         return Ok(None);
     };
@@ -395,10 +401,12 @@ async fn version_since(context: &Context, queue: &Queue, key: &str, since_us: u6
     if sealed.is_none_or(|e| e.at_us >= since_us) {
         return Ok(None);
     }
-    Ok(match decide(&shown.gate, &queue.task_type, || key.to_owned()) {
-        Decision::Run(version) => Some(version.clone()),
-        Decision::Hold => None,
-    })
+    Ok(
+        match decide(&shown.gate, &queue.task_type, headers, || key.to_owned()) {
+            Decision::Run(version) => Some(version.clone()),
+            Decision::Hold => None,
+        },
+    )
 }
 
 fn human(view: &TaskView, payload: Option<&[u8]>, now: u64) -> String {

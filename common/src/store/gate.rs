@@ -29,6 +29,8 @@ pub struct GateText {
     pub percent: String,
     /// `key=version key=version …`, sorted.
     pub pins: String,
+    /// `header:value=version header:value=version …`, sorted.
+    pub targets: String,
     /// `0` or `1`.
     pub paused: String,
 }
@@ -463,6 +465,7 @@ fn parse_state(what: &'static str, rest: std::vec::IntoIter<Value>) -> Result<(u
             candidate,
             percent,
             pins,
+            targets,
             paused,
             prev,
             cancels,
@@ -470,7 +473,7 @@ fn parse_state(what: &'static str, rest: std::vec::IntoIter<Value>) -> Result<(u
             probe,
             rollout,
         ],
-    ) = <[Value; 13]>::try_from(items)
+    ) = <[Value; 14]>::try_from(items)
     else {
         return Err(unexpected(what, &Value::Nil));
     };
@@ -484,6 +487,7 @@ fn parse_state(what: &'static str, rest: std::vec::IntoIter<Value>) -> Result<(u
             candidate: text(candidate)?,
             percent: text(percent)?,
             pins: text(pins)?,
+            targets: text(targets)?,
             paused: text(paused)?,
         },
     };
@@ -510,7 +514,7 @@ fn parse_found(gate: Value, state: Value) -> Result<(Found, Signals), StoreError
         return Ok((Found::Missing, signals));
     }
     raw.sort();
-    if fingerprint(&raw) != reply::bytes("gate state", seen)? {
+    if seen_of(&raw) != reply::bytes("gate state", seen)? {
         return Ok((Found::Edited, signals));
     }
     // Equal to what the last seal wrote: the human hash is the sealed state.
@@ -525,15 +529,19 @@ fn parse_found(gate: Value, state: Value) -> Result<(Found, Signals), StoreError
             candidate: text("candidate"),
             percent: or(text("percent"), "0"),
             pins: text("pins"),
+            targets: text("targets"),
             paused: or(text("paused"), "0"),
         },
     };
     Ok((Found::Settled(Arc::new(sealed)), signals))
 }
 
-/// Byte-sorted, length-prefixed: the same text as `fingerprint` in `core.lua`.
-fn fingerprint(sorted: &Fields) -> Vec<u8> {
+/// Byte-sorted, length-prefixed, and of a kind of its own when there are targets: the same text as `seen_of` in `core.lua`.
+fn seen_of(sorted: &Fields) -> Vec<u8> {
     let mut out = Vec::with_capacity(64);
+    if sorted.iter().any(|(name, _)| name == b"targets") {
+        out.extend_from_slice(b"2 ");
+    }
     for (name, value) in sorted {
         for part in [name, value] {
             out.extend_from_slice(part.len().to_string().as_bytes());

@@ -38,6 +38,9 @@ pub(super) async fn run(
     if let Some(key) = options.key {
         request = request.key(key);
     }
+    for (name, value) in options.headers {
+        request = request.header(name.as_str(), value);
+    }
     if let Some(id) = options.id {
         request = request.id(id.to_string());
     }

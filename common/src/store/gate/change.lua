@@ -28,7 +28,7 @@ if not cur then
   if last then
     for i = 1, #last[2], 2 do if last[2][i] == 'rev' then rev = tonumber(last[2][i + 1]) end end
   end
-  cur = { rev = rev, digest = '', active = wanted.active or wanted.only, candidate = '', percent = '0', pins = '', paused = '0' }
+  cur = { rev = rev, digest = '', active = wanted.active or wanted.only, candidate = '', percent = '0', pins = '', targets = '', paused = '0' }
 end
 -- Repeated? Not if the state it made is lost: then it is wanted again.
 local _, found = string.find(ops, ' ' .. meta.op .. '=', 1, true)

@@ -2,18 +2,20 @@
 -- gate/core.lua — what every gate script shares: judging people's edits and writing revisions.
 -- KEYS  1 gate  2 gatestate  3 history  4 versions
 -- ARGV  by the script that follows
--- Reply by the script that follows; a state is {rev, digest, time_us, active, candidate, percent, pins, paused, prev,
+-- Reply by the script that follows; a state is {rev, digest, time_us, active, candidate, percent, pins, targets, paused, prev,
 --       cancels, stops, probe, rollout}
 -- Keeps P8 (missing or invalid: the sealed state stays), P9 (one history entry per effective change).
 local gate, state, history, versions = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local FIELDS = { 'active', 'candidate', 'percent', 'pins', 'paused' }
-local SETTABLE = { active = 1, candidate = 1, percent = 1, pins = 1, paused = 1, only = 1, inflight = 1, by = 1, why = 1 }
+local FIELDS = { 'active', 'candidate', 'percent', 'pins', 'paused', 'targets' }
+local SETTABLE = { active = 1, candidate = 1, percent = 1, pins = 1, targets = 1, paused = 1, only = 1, inflight = 1, by = 1, why = 1 }
 -- P8: a release that writes another format also writes another kind of `seen`, so that workers of this one come here;
 -- they start nothing, and nobody of this release overwrites what it cannot read.
-if tonumber(redis.call('HGET', state, 'format') or '1') > 1 then
+-- Format 2 is a state with targets: the release before does not know them, and must not route as if there were none.
+if tonumber(redis.call('HGET', state, 'format') or '1') > 2 then
   do return redis.error_reply('NEWERGATE the gate state is of a newer format than this release knows: upgrade what asks') end
 end
 local HISTORY_KEPT, MAX_PINS, MAX_PIN_BYTES, MAX_NOTED = 10000, 1000, 32768, 20
+local MAX_TARGETS, MAX_TARGET_BYTES, MAX_TARGET_VALUE = 100, 8192, 256
 
 local function now_us()
   local t = redis.call('TIME')
@@ -54,6 +56,12 @@ local function fingerprint(fields)
   return table.concat(out)
 end
 
+-- What the human hash looks like after a seal. P8: that of format 2 equals no fingerprint, so that a worker of the release
+-- before comes to seal, learns that it cannot read this state, and starts nothing.
+local function seen_of(people)
+  return (people.targets and '2 ' or '') .. fingerprint(people)
+end
+
 local function sealed()
   local v = redis.call('HMGET', state, 'rev', 'digest', 'prev', unpack(FIELDS))
   if not v[1] then return nil end
@@ -64,7 +72,10 @@ end
 
 local function digest(g)
   local out = {}
-  for _, name in ipairs(FIELDS) do out[#out + 1] = g[name] end
+  for _, name in ipairs(FIELDS) do
+    -- A gate without targets has the digest that it had before there were any.
+    if name ~= 'targets' or g.targets ~= '' then out[#out + 1] = g[name] end
+  end
   return redis.sha1hex(table.concat(out, '\0'))
 end
 
@@ -73,6 +84,7 @@ local function for_people(g)
   local out = { active = g.active, paused = g.paused }
   if g.candidate ~= '' then out.candidate, out.percent = g.candidate, g.percent end
   if g.pins ~= '' then out.pins = g.pins end
+  if g.targets ~= '' then out.targets = g.targets end
   return out
 end
 
@@ -95,26 +107,42 @@ local function canonical_percent(text)
   return (string.gsub(string.gsub(out, '0+$', ''), '%.$', ''))
 end
 
-local function canonical_pins(text)
-  if #text > MAX_PIN_BYTES then return nil, 'longer than ' .. MAX_PIN_BYTES .. ' bytes' end
-  local by_key, keys = {}, {}
-  for pin in string.gmatch(text, '%S+') do
-    local key, version = string.match(pin, '^(.+)=([^=]+)$')
-    if not key then return nil, 'not key=version: ' .. string.sub(pin, 1, 80) end
+-- Pairs `name=version name=version …`, the last of a name counts, sorted; `problem` judges a name.
+local function canonical_pairs(text, what, name_is, most, bytes, problem)
+  if #text > bytes then return nil, 'longer than ' .. bytes .. ' bytes' end
+  local by_name, names = {}, {}
+  for pair in string.gmatch(text, '%S+') do
+    local name, version = string.match(pair, '^(.+)=([^=]+)$')
+    local wrong = not name and 'not ' .. name_is .. '=version' or problem and problem(name)
+    if wrong then return nil, wrong .. ': ' .. string.sub(pair, 1, 80) end
     if barred(version) then return nil, barred(version) .. ' ' .. string.sub(version, 1, 64) end
-    if not by_key[key] then keys[#keys + 1] = key end
-    by_key[key] = version
+    if not by_name[name] then names[#names + 1] = name end
+    by_name[name] = version
   end
-  if #keys > MAX_PINS then return nil, 'more than ' .. MAX_PINS .. ' pins' end
-  table.sort(keys, by_bytes)
-  for i, key in ipairs(keys) do keys[i] = key .. '=' .. by_key[key] end
-  return table.concat(keys, ' ')
+  if #names > most then return nil, 'more than ' .. most .. ' ' .. what end
+  table.sort(names, by_bytes)
+  for i, name in ipairs(names) do names[i] = name .. '=' .. by_name[name] end
+  return table.concat(names, ' ')
 end
 
-local function pins_of(text, version)
+local function canonical_pins(text)
+  return canonical_pairs(text, 'pins', 'key', MAX_PINS, MAX_PIN_BYTES)
+end
+
+local function canonical_targets(text)
+  return canonical_pairs(text, 'targets', 'header:value', MAX_TARGETS, MAX_TARGET_BYTES, function(name)
+    local header, value = string.match(name, '^([^:]*):(.+)$')
+    if not header then return 'not header:value=version' end
+    if #header > 64 or not string.match(header, '^[A-Za-z0-9._-]+$') then return 'not the name of a header' end
+    if #value > MAX_TARGET_VALUE then return 'a value longer than ' .. MAX_TARGET_VALUE .. ' bytes' end
+  end)
+end
+
+-- Those of `name=version …` that go to `version`.
+local function pairs_to(text, version)
   local kept = {}
-  for pin in string.gmatch(text, '%S+') do
-    if string.match(pin, '=([^=]+)$') == version then kept[#kept + 1] = pin end
+  for pair in string.gmatch(text, '%S+') do
+    if string.match(pair, '=([^=]+)$') == version then kept[#kept + 1] = pair end
   end
   return table.concat(kept, ' ')
 end
@@ -130,7 +158,8 @@ local function judge(cur, want)
   local only = want.only
   if only and known(only) then
     -- P3: the rollback that always works, whatever else was going on. What came with it is dropped.
-    new.active, new.candidate, new.percent, new.pins = only, '', '0', pins_of(cur.pins, only)
+    new.active, new.candidate, new.percent = only, '', '0'
+    new.pins, new.targets = pairs_to(cur.pins, only), pairs_to(cur.targets, only)
     local was = for_people(cur)
     for name, value in pairs(want) do
       if name ~= 'only' and name ~= 'paused' and name ~= 'by' and name ~= 'why' and value ~= was[name] and name ~= 'inflight' then
@@ -157,6 +186,9 @@ local function judge(cur, want)
   local pins, problem = cur.pins, nil
   if (want.pins or '') ~= cur.pins then pins, problem = canonical_pins(want.pins or '') end
   if problem then refuse('pins', problem) end
+  local targets, wrong = cur.targets, nil
+  if (want.targets or '') ~= cur.targets then targets, wrong = canonical_targets(want.targets or '') end
+  if wrong then refuse('targets', wrong) end
   if percent and percent ~= '0' and candidate == '' and percent ~= cur.percent then refuse('percent', 'there is no candidate') end
   if next(refused) then return new, refused, dropped end
 
@@ -168,7 +200,7 @@ local function judge(cur, want)
   end
   if candidate == active then candidate = '' end
   if candidate == '' then percent = '0' end
-  new.active, new.candidate, new.percent, new.pins = active, candidate, percent, pins
+  new.active, new.candidate, new.percent, new.pins, new.targets = active, candidate, percent, pins, targets
   return new, refused, dropped
 end
 
@@ -200,6 +232,11 @@ local function write(cur, new, raw, meta)
     new.prev = cur.rev .. ':' .. cur.digest
     redis.call('HSET', state, 'rev', new.rev, 'digest', wanted, 'prev', new.prev, 'sealed_at', at,
       'active', new.active, 'candidate', new.candidate, 'percent', new.percent, 'pins', new.pins, 'paused', new.paused)
+    if new.targets ~= '' then
+      redis.call('HSET', state, 'targets', new.targets, 'format', 2)
+    else
+      redis.call('HDEL', state, 'targets', 'format')
+    end
   end
   -- A state that begins anew tells every session to read the marks of cancelled tasks again: see cancel.lua.
   if meta.first then redis.call('HSET', state, 'cancels', at) end
@@ -210,7 +247,7 @@ local function write(cur, new, raw, meta)
   for name in pairs(raw) do
     if not people[name] then redis.call('HDEL', gate, name) end
   end
-  local seen = fingerprint(people)
+  local seen = seen_of(people)
   if redis.call('HGET', state, 'seen') ~= seen then redis.call('HSET', state, 'seen', seen) end
   return new
 end
@@ -226,7 +263,7 @@ local function seal_pending(source)
   local cur = sealed()
   if not cur then return nil, 'unsealed' end
   local raw = gate_hash()
-  if fingerprint(raw) == redis.call('HGET', state, 'seen') then return cur, 'same' end
+  if seen_of(raw) == redis.call('HGET', state, 'seen') then return cur, 'same' end
   local want = {}
   for name, value in pairs(raw) do want[name] = value end
   if not raw.active then
@@ -250,5 +287,5 @@ end
 local function reply(word, g)
   local signals = redis.call('HMGET', state, 'cancels', 'stops', 'probe', 'rollout')
   for i = 1, 4 do signals[i] = signals[i] or '0' end
-  return { word, g.rev, g.digest, now_us(), g.active, g.candidate, g.percent, g.pins, g.paused, g.prev or '', unpack(signals) }
+  return { word, g.rev, g.digest, now_us(), g.active, g.candidate, g.percent, g.pins, g.targets, g.paused, g.prev or '', unpack(signals) }
 end

@@ -84,8 +84,8 @@ end
 if known ~= listed then redis.call('HSET', versions, ':groups', known) end
 local seeded = ''
 if first and active then
-  local blank = { rev = 0, digest = '', active = active, candidate = '', percent = '0', pins = '', paused = '0' }
-  local seed = { active = active, candidate = '', percent = '0', pins = '', paused = '0' }
+  local blank = { rev = 0, digest = '', active = active, candidate = '', percent = '0', pins = '', targets = '', paused = '0' }
+  local seed = { active = active, candidate = '', percent = '0', pins = '', targets = '', paused = '0' }
   -- A gate that people wrote before the first worker came is kept aside and judged as their edit.
   local raw = gate_hash()
   write(blank, seed, {}, { source = 'seed', first = true, why = 'first version declared for ' .. queue })

@@ -16,7 +16,7 @@ if is_retired(record) then return { 'already', tostring(record.retired_us) } end
 if version == cur.active then return { 'routed', 'active' } end
 if version == cur.candidate then return { 'routed', 'candidate' } end
 for _, name in ipairs({ 'pins', 'targets' }) do
-  if pins_of(cur[name] or '', version) ~= '' then return { 'routed', name } end
+  if pairs_to(cur[name], version) ~= '' then return { 'routed', name } end
 end
 
 -- Retained tasks, which are done, stay in the lane; only what was not delivered or not settled counts.

@@ -1,7 +1,7 @@
 //! P3, P4, P5 and the starting part of P8: what may start, by whom, on which version.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     time::Duration,
 };
 
@@ -109,7 +109,9 @@ pub(super) fn decisions_are_the_gates(history: &History, found: &mut Vec<Violati
             continue;
         };
         let key = history.enqueue(&start.id).and_then(|e| e.key.clone());
-        let decision = decide(gate, &task_type, || key.unwrap_or_else(|| start.id.clone()));
+        let decision = decide(gate, &task_type, &BTreeMap::new(), || {
+            key.unwrap_or_else(|| start.id.clone())
+        });
         let breach = match decision {
             Decision::Run(version) if version.as_str() == start.version => continue,
             Decision::Hold => Breach::StartedPaused,

@@ -1,0 +1,100 @@
+//! `gate rollback`.
+
+use switchback_common::{Queue, Version};
+use switchback_gates::{GateError, rollback::Target};
+
+use crate::{
+    args::Change,
+    change::{self, Intent},
+    context::Context,
+    exit::Failure,
+    output::{Output, tell, warn},
+    text::{ago, plain},
+    view::{has, words},
+};
+
+pub(super) async fn rollback(
+    context: &Context,
+    out: &mut Output,
+    queue: &Queue,
+    to: Option<Version>,
+    options: &Change,
+) -> Result<(), Failure> {
+    let task_type = &queue.task_type;
+    let (before, target) = match (context.gates.rollback_plan(queue).await, to) {
+        (Ok((shown, _)), Some(to)) => (Some(shown), to),
+        (Ok((shown, Target::To(version))), None) => (Some(shown), version),
+        (
+            Ok((
+                shown,
+                Target::Already {
+                    rev,
+                    at_us,
+                    by,
+                    further,
+                },
+            )),
+            None,
+        ) => {
+            let now = context.now_us().await.unwrap_or(at_us);
+            let by = if by.is_empty() {
+                String::new()
+            } else {
+                format!(" by {}", plain(&by))
+            };
+            let further = further.map_or_else(
+                || "there is no earlier version".to_owned(),
+                |v| format!("one step further back: switchback gate rollback {task_type} --to {v}"),
+            );
+            tell(format_args!(
+                "{task_type}: already rolled back to {} at revision {rev}, {}{by}; {further}",
+                shown.gate.active,
+                ago(now, at_us)
+            ));
+            let active = shown.gate.active.clone();
+            (Some(shown), active)
+        }
+        (Ok((_, Target::Nothing)), None) => return Err(GateError::NothingBefore(queue.clone()).into()),
+        (Err(e), to) => {
+            let failure = Failure::from(e);
+            if matches!(failure, Failure::Gate(GateError::NoGate(_))) {
+                context.require(queue).await?;
+            }
+            // Whoever names the version gets it, even if the gate cannot be read.
+            match to.filter(|_| change::is_passable(&failure)) {
+                Some(to) => {
+                    warn(format_args!("{failure}; going on"));
+                    (None, to)
+                }
+                None => return Err(failure),
+            }
+        }
+    };
+    let before = before.map(|shown| shown.gate);
+    let was = before.as_ref().map_or_else(|| "no gate".to_owned(), words);
+    let will_be = format!("{target} only");
+    if !options.dry_run && was != will_be {
+        tell(format_args!("{task_type}: {was} -> {will_be}"));
+    }
+    let mut warnings = Vec::new();
+    match context.gates.live_sessions(queue).await {
+        Ok(live) if !live.iter().any(|s| has(s, &target)) => {
+            let text = format!(
+                "no live worker has {target}: rolled back all the same, its tasks wait in their lane until a worker with {target} joins"
+            );
+            warn(&text);
+            warnings.push(text);
+        }
+        Ok(_) => {}
+        Err(e) => warn(format_args!("cannot tell whether a live worker has {target}: {e}")),
+    }
+    let fields = vec![("only", target.to_string())];
+    let answer = change::send(context, queue, &change::request(&fields, options)).await?;
+    let intent = Intent {
+        queue,
+        fields,
+        before,
+        warnings,
+    };
+    change::report(context, out, intent, answer, options).await
+}

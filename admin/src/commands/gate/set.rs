@@ -1,0 +1,182 @@
+//! `gate set`, and what is pause and resume of it.
+
+use switchback_common::{Queue, Version, store::session::SessionStore};
+use switchback_gates::Gate;
+
+use crate::{
+    args::Change,
+    change::{self, Intent},
+    context::Context,
+    exit::Failure,
+    output::{Output, tell, warn},
+    view::{has, is_live, words},
+};
+
+/// Times a `set` is judged anew because somebody else changed the gate in between.
+const TRIES: usize = 5;
+
+pub(super) async fn set(
+    context: &Context,
+    out: &mut Output,
+    queue: &Queue,
+    fields: Vec<(&'static str, String)>,
+    force: bool,
+    options: &Change,
+) -> Result<(), Failure> {
+    for attempt in 1..=TRIES {
+        let shown = context.gate(queue).await?;
+        // Judged first, and committed only onto what it was judged against.
+        let mut request = change::request(&fields, options);
+        request.if_rev = options.if_rev.or_else(|| shown.as_ref().map(|s| s.rev));
+        request.dry_run = true;
+        let may_retry = options.if_rev.is_none() && attempt < TRIES;
+        let preview = match change::send(context, queue, &request).await {
+            Err(Failure::Refused(_)) if may_retry && moved(context, queue, request.if_rev).await => continue,
+            other => other?,
+        };
+        let before = shown.map(|s| s.gate);
+        let warnings = check_live(context, queue, before.as_ref(), &preview.gate, force).await?;
+        let intent = Intent {
+            queue,
+            fields: fields.clone(),
+            before,
+            warnings,
+        };
+        if options.dry_run {
+            return change::report(context, out, intent, preview, options).await;
+        }
+        let was = intent.before.as_ref().map_or_else(|| "no gate".to_owned(), words);
+        tell(format_args!("{}: {was} -> {}", queue.task_type, words(&preview.gate)));
+        request.dry_run = false;
+        let answer = match change::send(context, queue, &request).await {
+            Err(Failure::Refused(_)) if may_retry && moved(context, queue, request.if_rev).await => continue,
+            other => other?,
+        };
+        return change::report(context, out, intent, answer, options).await;
+    }
+    Err(Failure::Refused(format!(
+        "the gate of {queue} keeps changing; nothing was changed"
+    )))
+}
+
+/// Whether the gate has left the revision that a change was judged against.
+async fn moved(context: &Context, queue: &Queue, judged: Option<u64>) -> bool {
+    matches!(context.gates.show(queue).await, Ok(shown) if Some(shown.rev) != judged)
+}
+
+/// A flip towards a version that nobody can run is refused, unless forced: it would only park tasks.
+async fn check_live(
+    context: &Context,
+    queue: &Queue,
+    before: Option<&Gate>,
+    after: &Gate,
+    force: bool,
+) -> Result<Vec<String>, Failure> {
+    let grows = |version: &Version| match before {
+        None => true,
+        Some(before) => {
+            !before.reaches(version)
+                || (before.active != *version && after.active == *version)
+                || (after.candidate.as_ref() == Some(version) && after.percent > before.percent)
+        }
+    };
+    let grown: Vec<Version> = after.reachable().into_iter().filter(grows).collect();
+    if grown.is_empty() {
+        return Ok(Vec::new());
+    }
+    let live = context.gates.live_sessions(queue).await?;
+    let mut warnings = Vec::new();
+    for version in grown {
+        if live.iter().any(|s| has(s, &version)) {
+            continue;
+        }
+        if !force {
+            return Err(Failure::Refused(format!(
+                "no live worker of {queue} has {version}: its tasks would only wait. Start one first, or repeat with --force; nothing was changed"
+            )));
+        }
+        let text = format!("no live worker has {version}: its tasks wait until a worker with {version} joins");
+        warn(&text);
+        warnings.push(text);
+    }
+    Ok(warnings)
+}
+
+pub(super) async fn pause(
+    context: &Context,
+    out: &mut Output,
+    queue: &Queue,
+    paused: &str,
+    options: &Change,
+) -> Result<(), Failure> {
+    let before = context.gate(queue).await?.map(|shown| shown.gate);
+    let fields = vec![("paused", paused.to_owned())];
+    let mut warnings = Vec::new();
+    if paused == "0"
+        && let Some(gate) = &before
+    {
+        let sessions = SessionStore::new(&context.store, queue).list().await?;
+        for version in gate.reachable() {
+            if !sessions.iter().any(|s| is_live(s) && has(s, &version)) {
+                let text = format!("no live worker has {version}: its tasks wait until one joins");
+                warn(&text);
+                warnings.push(text);
+            }
+        }
+    }
+    let answer = change::send(context, queue, &change::request(&fields, options)).await?;
+    let intent = Intent {
+        queue,
+        fields,
+        before,
+        warnings,
+    };
+    change::report(context, out, intent, answer, options).await
+}
+
+/// What is said of fields before Redis is asked. Values are judged in the store, as those that people write by hand;
+/// only a switch is read here, because by hand every word but `0`, `false`, `no` and `off` pauses.
+pub(super) fn checked(fields: Vec<(&'static str, String)>) -> Result<Vec<(&'static str, String)>, Failure> {
+    let mut out: Vec<(&'static str, String)> = Vec::new();
+    for (field, value) in fields {
+        if out.iter().any(|(known, _)| *known == field) {
+            return Err(Failure::Usage(format!("{field} is given twice")));
+        }
+        let value = match field {
+            "paused" => switch(&value)
+                .ok_or_else(|| {
+                    Failure::Refused(format!("paused={value}: neither true nor false; nothing was changed"))
+                })?
+                .to_owned(),
+            "percent" => value.trim_end_matches('%').trim().to_owned(),
+            _ => value,
+        };
+        if value.is_empty() && matches!(field, "active" | "percent") {
+            return Err(Failure::Refused(format!("{field}= is empty; nothing was changed")));
+        }
+        out.push((field, value));
+    }
+    Ok(out)
+}
+
+fn switch(text: &str) -> Option<&'static str> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Some("1"),
+        "0" | "false" | "no" | "off" => Some("0"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_switch_is_read_strictly() {
+        let check = |field, value: &str| checked(vec![(field, value.to_owned())]);
+        assert_eq!(check("paused", "off").unwrap(), [("paused", "0".to_owned())]);
+        assert_eq!(check("percent", "10 %").unwrap(), [("percent", "10".to_owned())]);
+        // By hand this would pause the queue.
+        assert!(matches!(check("paused", "flase"), Err(Failure::Refused(_))));
+    }
+}
