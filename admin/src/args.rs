@@ -5,6 +5,7 @@ mod enqueue;
 mod gate;
 mod limits;
 mod schedule;
+mod version;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -16,12 +17,13 @@ pub(crate) use self::enqueue::{EnqueueOptions, IfTaken, PayloadSource};
 pub(crate) use self::gate::{Change, GateVerb};
 pub(crate) use self::limits::LimitEdits;
 pub(crate) use self::schedule::{Remark, ScheduleVerb};
+pub(crate) use self::version::{VersionChange, VersionVerb};
 use crate::{output::Format, text::duration};
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done                           4  no such queue, task, dead letter or schedule
-  1  failed, or interrupted         5  refused: --if-rev moved, invalid value, no live worker, limit
+  1  failed, or interrupted         5  refused: --if-rev moved, invalid value, not ready, limit
   2  usage or configuration         6  committed, but not everyone confirmed (--wait); task not ended (task wait)
   3  Redis unreachable
 
@@ -81,6 +83,9 @@ pub(crate) enum Noun {
     /// Periodic tasks: what fires when.
     #[command(subcommand)]
     Schedule(ScheduleVerb),
+    /// The versions of a queue: which build, who has it, take it out of use.
+    #[command(subcommand)]
+    Version(VersionVerb),
     /// Who works.
     #[command(subcommand)]
     Worker(WorkerVerb),

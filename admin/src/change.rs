@@ -18,6 +18,7 @@ use crate::{
     context::Context,
     exit::Failure,
     output::{Output, tell, warn},
+    readiness,
     text::{count, plain},
     view::{whereabouts, words},
 };
@@ -68,6 +69,8 @@ pub(crate) struct Intent<'a> {
     pub(crate) before: Option<Gate>,
     /// What the person should know; said loudly, and part of the result.
     pub(crate) warnings: Vec<String>,
+    /// Of a rollback: where to. Whether that version is ready is said when everything is done.
+    pub(crate) rolled_back_to: Option<Version>,
 }
 
 /// How the store answered.
@@ -153,6 +156,11 @@ async fn refused(context: &Context, queue: &Queue, field: &str, reason: &str) ->
         let known = context.gates.known_versions(queue).await.unwrap_or_default();
         let known: Vec<&str> = known.iter().map(Version::as_str).collect();
         text.push_str(&format!(". Versions that ever joined {queue}: {}", known.join(", ")));
+    } else if reason.contains("retired version") {
+        let task_type = &queue.task_type;
+        text.push_str(&format!(
+            ". Bring it back first: switchback version restore {task_type} VERSION"
+        ));
     }
     Failure::Refused(text)
 }
@@ -198,6 +206,13 @@ pub(crate) async fn report(
             }
             // It is committed, whatever happens to the connection now.
             Err(e) => failure = Some(Failure::Unconfirmed(format!("revision {}: {e}", answer.rev))),
+        }
+    }
+    if let Some(target) = &intent.rolled_back_to {
+        // In a hurry: nothing that is asked of workers may come before the commit, or before the word that it is obeyed.
+        for text in readiness::after_rollback(context, queue, target).await {
+            warn(&text);
+            intent.warnings.push(text);
         }
     }
     let view = ChangeView {

@@ -5,4 +5,5 @@ pub(crate) mod gate;
 pub(crate) mod queue;
 pub(crate) mod schedule;
 pub(crate) mod task;
+pub(crate) mod version;
 pub(crate) mod worker;

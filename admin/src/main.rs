@@ -7,6 +7,7 @@ mod context;
 mod exit;
 mod hints;
 mod output;
+mod readiness;
 mod text;
 mod view;
 
@@ -66,6 +67,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Noun::Task(verb) => commands::task::run(&context, &mut out, verb).await,
             Noun::Dead(verb) => commands::dead::run(&context, &mut out, verb).await,
             Noun::Schedule(verb) => commands::schedule::run(&context, &mut out, verb).await,
+            Noun::Version(verb) => commands::version::run(&context, &mut out, verb).await,
             Noun::Worker(verb) => commands::worker::run(&context, &mut out, verb).await,
         }
     })

@@ -17,6 +17,7 @@ pub mod keyspace;
 pub mod limits;
 pub mod log;
 pub mod moves;
+pub mod probe;
 pub mod push;
 pub mod reply;
 pub mod results;
@@ -25,6 +26,7 @@ mod script;
 pub mod session;
 pub mod settle;
 pub mod throttle;
+pub mod versions;
 
 /// The consumer group of every stream.
 pub const GROUP: &str = "workers";

@@ -9,6 +9,7 @@ use switchback_common::{
     store::{
         gate::{ChangeRequest, Changed, Found, GateStore, HistoryEntry},
         session::{SessionInfo, SessionStore},
+        versions,
     },
 };
 
@@ -127,7 +128,10 @@ impl Gates {
     pub async fn rollback_plan(&self, queue: &Queue) -> Result<(Shown, Target), GateError> {
         let shown = self.show(queue).await?;
         let history = self.history(queue, None, ROLLBACK_WINDOW).await?;
-        let target = rollback::target(&shown.gate, &history);
+        // Unknown is not retired: a look that fails must not stop a rollback.
+        let records = versions::records(&self.store, queue).await.unwrap_or_default();
+        let retired = |version: &Version| records.get(version).is_some_and(|record| record.retired.is_some());
+        let target = rollback::target_among(&shown.gate, &history, |version| !retired(version));
         Ok((shown, target))
     }
 

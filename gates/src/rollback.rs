@@ -31,6 +31,12 @@ pub enum Target {
 /// `history` is newest first.
 #[must_use]
 pub fn target(gate: &Gate, history: &[HistoryEntry]) -> Target {
+    target_among(gate, history, |_| true)
+}
+
+/// As [`target`], past versions to which nothing may be routed any more.
+#[must_use]
+pub fn target_among(gate: &Gate, history: &[HistoryEntry], may_be: impl Fn(&Version) -> bool) -> Target {
     if gate.candidate.is_some() && gate.percent > Share::NONE {
         return Target::To(gate.active.clone());
     }
@@ -66,6 +72,7 @@ pub fn target(gate: &Gate, history: &[HistoryEntry]) -> Target {
     if stack.last() != Some(&gate.active) {
         stack.push(gate.active.clone());
     }
+    stack.retain(|version| *version == gate.active || may_be(version));
     let further = stack.len().checked_sub(2).map(|place| stack[place].clone());
     match (back, further) {
         (Some(entry), further) => Target::Already {
@@ -91,6 +98,10 @@ mod tests {
 
     /// A history from `active[+candidate]` words, oldest first, and what a rollback at its end does.
     fn after(words: &str) -> String {
+        after_without(words, "")
+    }
+
+    fn after_without(words: &str, retired: &str) -> String {
         let json = |word: &str| {
             let (active, candidate) = word.split_once('+').unwrap_or((word, ""));
             if candidate.is_empty() {
@@ -119,7 +130,8 @@ mod tests {
             );
             before = json(word);
         }
-        match target(&Gate::from_history(&before).unwrap(), &history) {
+        let gate = Gate::from_history(&before).unwrap();
+        match target_among(&gate, &history, |version| version.as_str() != retired) {
             Target::To(version) => version.to_string(),
             Target::Already { rev, further, .. } => {
                 format!(
@@ -147,5 +159,8 @@ mod tests {
         assert_eq!(after("v1 v2 v1 v1+v2"), "v1");
         assert_eq!(after("v1 v1+v2 v1 v3"), "v1");
         assert_eq!(after("v1 v1+v2 v2"), "v1", "promoted after the ramp");
+        // What is retired is passed over, or the rollback would be refused when it is needed.
+        assert_eq!(after_without("v0 v1 v2", "v1"), "v0");
+        assert_eq!(after_without("v1 v2", "v1"), "nothing");
     }
 }

@@ -350,7 +350,7 @@ fn begin<'a>(session: &Arc<Session>, task: &mut Claimed, start: Start<'a>) -> (B
     }
     let payload = std::mem::take(&mut envelope.payload);
     // P7: a handler that panics while it is made fails its own task and no other.
-    let made = AssertUnwindSafe(|| span.in_scope(|| (start.handler)(payload, context)));
+    let made = AssertUnwindSafe(|| span.in_scope(|| (start.handler.run)(payload, context)));
     let made = std::panic::catch_unwind(made).map_err(|panic| panicked(session, panic.as_ref()));
     let begun = Begun {
         start,

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use switchback_common::{ConnectOptions, Namespace};
+use switchback_common::{ConnectOptions, Namespace, store::session::Builds};
 
 use crate::error::WorkerError;
 #[cfg(feature = "faults")]
@@ -14,6 +14,7 @@ pub struct WorkerConfig {
     pub(crate) connect: ConnectOptions,
     pub(crate) namespace: Namespace,
     pub(crate) build: String,
+    pub(crate) builds: Builds,
     pub(crate) lease: Duration,
     pub(crate) start_ttl: Duration,
     pub(crate) grace: Duration,
@@ -37,6 +38,7 @@ impl WorkerConfig {
             connect,
             namespace,
             build: String::new(),
+            builds: Builds::One,
             lease: Duration::from_secs(10),
             start_ttl: Duration::from_millis(250),
             grace: Duration::from_secs(25),
@@ -53,10 +55,22 @@ impl WorkerConfig {
         }
     }
 
-    /// A label of the build that runs here, for the records. Defaults to empty.
+    /// A label of the build that runs here, for the records. Defaults to empty: unknown.
+    ///
+    /// A version is one build: a worker that brings another one under a label that is known does not join that queue, see
+    /// [`allow_another_build`](Self::allow_another_build). Give new code a new version label. Without a build label nobody
+    /// can tell, and nothing is refused.
     #[must_use]
     pub fn build_label(mut self, build: impl Into<String>) -> Self {
         self.build = build.into();
+        self
+    }
+
+    /// Whether versions that are known as another build may be brought all the same, e.g. because the handler is the same
+    /// code, built again. The record of the version then has both builds. Never for a retired version. Defaults to false.
+    #[must_use]
+    pub fn allow_another_build(mut self, allow: bool) -> Self {
+        self.builds = if allow { Builds::Several } else { Builds::One };
         self
     }
 

@@ -133,8 +133,14 @@ impl<E: std::error::Error> From<E> for TaskError {
 /// A running handler with its type forgotten: in the end what it returned, if that is kept.
 pub(crate) type Running = Pin<Box<dyn Future<Output = Result<Option<Returned>, TaskError>> + Send>>;
 
-/// A handler with its type forgotten: payload and context in, attempt out.
-pub(crate) type Handler = Arc<dyn Fn(Vec<u8>, Context) -> Running + Send + Sync>;
+/// A handler with its type forgotten.
+#[derive(Clone)]
+pub(crate) struct Handler {
+    /// Payload and context in, attempt out.
+    pub(crate) run: Arc<dyn Fn(Vec<u8>, Context) -> Running + Send + Sync>,
+    /// Whether the handler could take a payload; runs nothing of it.
+    pub(crate) reads: fn(&[u8]) -> Result<(), TaskError>,
+}
 
 pub(crate) fn erase<T, F, Fut, R>(handler: F) -> Handler
 where
@@ -143,27 +149,47 @@ where
     Fut: Future<Output = Result<R, TaskError>> + Send + 'static,
     R: Serialize,
 {
-    Arc::new(move |payload, context| match serde_json::from_slice::<T>(&payload) {
-        Ok(task) => {
-            let keeps_result = context.keeps_result;
-            let running = handler(task, context);
-            Box::pin(async move {
-                let value = running.await?;
-                Ok(keeps_result.then(|| returned(&value)))
-            })
+    let run = move |payload: Vec<u8>, context: Context| -> Running {
+        match read::<T>(&payload) {
+            Ok(task) => {
+                let keeps_result = context.keeps_result;
+                let running = handler(task, context);
+                Box::pin(async move {
+                    let value = running.await?;
+                    Ok(keeps_result.then(|| returned(&value)))
+                })
+            }
+            Err(error) => Box::pin(std::future::ready(Err(error))),
         }
-        Err(error) => {
-            // JSON of another shape may suit another version; what is not JSON suits none.
-            let error = match error.classify() {
-                serde_json::error::Category::Data => {
-                    TaskError::failed(format!("payload does not fit this version: {error}"))
-                }
-                _ => TaskError {
-                    kind: ErrorKind::Malformed,
-                    text: format!("payload is not JSON: {error}"),
-                },
-            };
-            Box::pin(std::future::ready(Err(error)))
-        }
+    };
+    Handler {
+        run: Arc::new(run),
+        reads: |payload| read::<T>(payload).map(drop),
+    }
+}
+
+/// JSON of another shape may suit another version; what is not JSON suits none.
+fn read<T: DeserializeOwned>(payload: &[u8]) -> Result<T, TaskError> {
+    serde_json::from_slice(payload).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => TaskError::failed(format!("payload does not fit this version: {error}")),
+        _ => TaskError {
+            kind: ErrorKind::Malformed,
+            text: format!("payload is not JSON: {error}"),
+        },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_version_reads_is_known_without_running_it() {
+        let handler = erase::<(u8, String), _, _, ()>(|_, _| std::future::pending());
+        assert!((handler.reads)(br#"[1,"a"]"#).is_ok());
+        let other = (handler.reads)(br#"{"n":1}"#).unwrap_err();
+        assert_eq!(other.kind, ErrorKind::Failed);
+        assert_eq!((handler.reads)(b"[1,").unwrap_err().kind, ErrorKind::Malformed);
+        assert_eq!((handler.reads)(b"").unwrap_err().kind, ErrorKind::Malformed);
+    }
 }

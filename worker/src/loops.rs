@@ -4,6 +4,7 @@ pub(crate) mod claimer;
 pub(crate) mod finder;
 pub(crate) mod gatekeeper;
 pub(crate) mod limiter;
+pub(crate) mod prober;
 pub(crate) mod promoter;
 pub(crate) mod reaper;
 pub(crate) mod renewer;

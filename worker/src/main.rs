@@ -19,7 +19,8 @@ use switchback_worker::{Worker, WorkerError, examples};
 #[command(
     after_help = "Exit codes: 0 stopped cleanly, 1 failed, 2 usage or configuration, 3 Redis unreachable, \
                         5 refused: Redis is too old, may evict keys, or is a read-only replica.\n\
-                        Settings: flag > environment > pool file > default. RUST_LOG sets how much is logged."
+                        Settings: flag > environment > pool file > default. RUST_LOG sets how much is logged.\n\
+                        SWITCHBACK_ALLOW_ANOTHER_BUILD=true lets in builds that are refused because a version is known as another one."
 )]
 struct Args {
     /// The pool file.
@@ -83,7 +84,7 @@ async fn run(args: &Args) -> Result<(), Failure> {
     let connect = file.redis.resolve(args.redis.as_deref())?;
     let namespace = config::resolve_namespace(args.namespace.as_deref(), file.namespace.as_deref())?;
     let (handlers, settings) = file.examples()?;
-    let builder = Worker::builder(file.pool.worker(connect, namespace, args.health));
+    let builder = Worker::builder(file.pool.worker(connect, namespace, args.health)?);
     Ok(examples::add(builder, &handlers, &settings).run().await?)
 }
 

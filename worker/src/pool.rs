@@ -29,8 +29,11 @@ pub(crate) struct PoolSettings {
     handlers: Vec<String>,
     /// Tasks of one type that run at once.
     concurrency: Option<usize>,
-    /// A label of this build, for the records.
+    /// A label of this build: a version that is known as another one is refused.
     build: Option<String>,
+    /// Whether versions that are known as another build may be brought all the same. The environment wins:
+    /// `SWITCHBACK_ALLOW_ANOTHER_BUILD`.
+    allow_another_build: Option<bool>,
     /// How long a session outlives its last renewal.
     lease_ms: Option<u64>,
     /// How long a stopping worker waits for running tasks.
@@ -84,6 +87,8 @@ pub(crate) enum PoolError {
     Handler(#[from] UnknownExample),
     #[error("index_document needs a directory: set index_dir under [examples]")]
     NoIndexDir,
+    #[error("{ALLOW_VAR}={0:?}: neither true nor false")]
+    Switch(String),
     #[error("cannot make the directory {path}: {source}")]
     IndexDir { path: PathBuf, source: std::io::Error },
 }
@@ -95,8 +100,11 @@ impl PoolSettings {
         connect: ConnectOptions,
         namespace: Namespace,
         health: Option<SocketAddr>,
-    ) -> WorkerConfig {
+    ) -> Result<WorkerConfig, PoolError> {
         let mut config = WorkerConfig::new(connect, namespace);
+        if let Some(allow) = allowed_by_environment()?.or(self.allow_another_build) {
+            config = config.allow_another_build(allow);
+        }
         if let Some(build) = &self.build {
             config = config.build_label(build);
         }
@@ -118,7 +126,7 @@ impl PoolSettings {
         if let Some(address) = health.or(self.health) {
             config = config.health(address);
         }
-        config
+        Ok(config)
     }
 
     fn retry(&self) -> RetryPolicy {
@@ -127,6 +135,21 @@ impl PoolSettings {
         let longest = self.backoff_longest_ms.map_or(policy.longest, Duration::from_millis);
         let attempts = self.attempts.unwrap_or(policy.max_attempts);
         policy.attempts(attempts).backoff(first, longest)
+    }
+}
+
+/// A fleet whose builds are refused can be let in without a new pool file.
+const ALLOW_VAR: &str = "SWITCHBACK_ALLOW_ANOTHER_BUILD";
+
+fn allowed_by_environment() -> Result<Option<bool>, PoolError> {
+    match std::env::var(ALLOW_VAR) {
+        Err(_) => Ok(None),
+        Ok(text) => match text.to_ascii_lowercase().as_str() {
+            "" => Ok(None),
+            "1" | "true" | "yes" | "on" => Ok(Some(true)),
+            "0" | "false" | "no" | "off" => Ok(Some(false)),
+            _ => Err(PoolError::Switch(text)),
+        },
     }
 }
 

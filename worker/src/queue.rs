@@ -6,7 +6,7 @@ use std::{
 };
 
 use switchback_common::{
-    Queue, SessionId, Store, StoreError,
+    Queue, SessionId, Store, StoreError, Version,
     clock::Moment,
     store::{
         backoff::Backoff,
@@ -25,8 +25,11 @@ use crate::{
     config::WorkerConfig,
     health::{Health, Pulse},
     loops::{
-        claimer, finder, gatekeeper, limiter, promoter, reaper, renewer::Renewer, reporter, scheduler, settler,
-        throttler, trimmer, watchman,
+        claimer, finder, gatekeeper, limiter,
+        prober::{self, Probes},
+        promoter, reaper,
+        renewer::Renewer,
+        reporter, scheduler, settler, throttler, trimmer, watchman,
     },
     outcome::Message,
     pace::Pacer,
@@ -43,6 +46,8 @@ use crate::{
 
 const CLAIMERS: usize = 2;
 const NO_GROUP: &str = "the consumer group `workers` is gone but tasks are there: holding. Create it again with XGROUP CREATE … workers 0 (runs retained tasks again) or $ (skips what waits)";
+/// How often a queue that waits for a person says so.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 /// What every queue of a worker needs.
@@ -78,6 +83,7 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
         for n in 0..CLAIMERS {
             loops.spawn(claimer::run(Arc::clone(&session), n == 0));
         }
+        loops.spawn(prober::run(Arc::clone(&session)));
         loops.spawn(promoter::run(Arc::clone(&session)));
         loops.spawn(reaper::run(Arc::clone(&session)));
         loops.spawn(finder::run(Arc::clone(&session)));
@@ -108,12 +114,21 @@ async fn begin(
     view: &Arc<GateView>,
 ) -> Option<(Arc<Session>, mpsc::UnboundedReceiver<Message>)> {
     let mut retry = RETRY;
+    let mut said: Option<(Moment, String)> = None;
     loop {
         match try_begin(shared, spec, queue, view).await {
-            Ok(Some(begun)) => return Some(begun),
-            Ok(None) => {
-                tracing::error!(queue.name = %queue, "{NO_GROUP}");
-                shared.health.waiting(Some(&queue.to_string()), NO_GROUP);
+            Ok(Ok(begun)) => return Some(begun),
+            // P7: this queue waits for a person; the others of this process go on. It tries again by itself, so that
+            // nobody has to find and restart every worker once that person has acted.
+            Ok(Err(why)) => {
+                let news = said
+                    .as_ref()
+                    .is_none_or(|(at, last)| *last != why || at.elapsed() >= SAY_EVERY);
+                if news {
+                    tracing::error!(queue.name = %queue, "{why}");
+                    said = Some((Moment::now(), why.clone()));
+                }
+                shared.health.waiting(Some(&queue.to_string()), &why);
             }
             Err(error) => {
                 tracing::warn!(queue.name = %queue, %error, "cannot begin a session");
@@ -127,18 +142,27 @@ async fn begin(
     }
 }
 
+/// `Ok(Err(why))`: not before a person has acted.
 async fn try_begin(
     shared: &Shared,
     spec: &Arc<QueueSpec>,
     queue: &Queue,
     view: &Arc<GateView>,
-) -> Result<Option<(Arc<Session>, mpsc::UnboundedReceiver<Message>)>, StoreError> {
+) -> Result<Result<(Arc<Session>, mpsc::UnboundedReceiver<Message>), String>, StoreError> {
     let config = &shared.config;
     let id = SessionId::random();
     let sessions = SessionStore::new(&shared.store, queue);
     let sent = Moment::now();
-    match sessions.join(&id, config.lease, &record(config, spec)).await? {
-        Joined::NoGroup => return Ok(None),
+    match sessions
+        .join_with(&id, config.lease, &record(config, spec), config.builds)
+        .await?
+    {
+        Joined::NoGroup => return Ok(Err(NO_GROUP.to_owned())),
+        Joined::AnotherBuild {
+            version,
+            known,
+            retired,
+        } => return Ok(Err(another_build(&config.build, &version, &known, retired))),
         Joined::Yes { seeded: true } => {
             tracing::info!(queue.name = %queue, "new queue: its gate begins with {} active", spec.versions[0]);
         }
@@ -183,6 +207,7 @@ async fn try_begin(
         retry_scheduled: Notify::new(),
         died: Notify::new(),
         look_for_lost: Notify::new(),
+        probes: Probes::default(),
         lease_known: Notify::new(),
         closing: CancellationToken::new(),
         cancel_handlers: CancellationToken::new(),
@@ -199,7 +224,21 @@ async fn try_begin(
         queue.name = %queue, session = %session.id, versions = ?spec.versions, concurrency = spec.concurrency,
         "session begun"
     );
-    Ok(Some((session, messages)))
+    Ok(Ok((session, messages)))
+}
+
+/// What a worker says that may not bring its build under a label that has one.
+fn another_build(build: &str, version: &Version, known: &str, retired: bool) -> String {
+    let (build, known) = (build.escape_debug(), known.escape_debug());
+    let what = match retired {
+        true => format!("version {version} is retired, and was build \"{known}\", not \"{build}\""),
+        false => format!("version {version} is known as build \"{known}\", and this worker brings build \"{build}\""),
+    };
+    let way_out = match retired {
+        true => "give the new code a label of its own",
+        false => "give the new code a label of its own, or set allow_another_build if it is the same code",
+    };
+    format!("{what}: this queue is not served. What to do: {way_out}, and start this worker again")
 }
 
 fn record(config: &WorkerConfig, spec: &QueueSpec) -> SessionRecord {

@@ -18,6 +18,7 @@ use crate::{
     cancel::Cancels,
     config::WorkerConfig,
     health::Pulse,
+    loops::prober::Probes,
     outcome::Message,
     pace::Pacer,
     reader::GateReader,
@@ -134,6 +135,8 @@ pub(crate) struct Session {
     pub(crate) died: Notify,
     /// Something may have been claimed and never seen: look now.
     pub(crate) look_for_lost: Notify,
+    /// Somebody asks whether one of our versions can read what waits.
+    pub(crate) probes: Probes,
     /// The renewer spoke: lease alive, or session lost.
     pub(crate) lease_known: Notify,
     /// No more claims. The session ends in good order.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use switchback_common::{TaskType, Version};
+use switchback_gates::Share;
 
 use crate::text::duration;
 
@@ -23,7 +24,7 @@ JSON: {queue, namespace, task_type, rev, gate: {active, candidate|null, percent,
     ///
     /// Fields: active=VERSION, candidate=VERSION (empty: none), percent=0…100, pins="KEY=VERSION …",
     /// targets="HEADER:VALUE=VERSION …" (empty: none), paused=true|false. Pins win over targets, targets over the percent.
-    /// Sending tasks to a version that no live worker has is refused without --force.
+    /// Giving a version more of the tasks is refused if it is not ready for them (`gate check`), unless with --force.
     #[command(after_long_help = CHANGE_JSON)]
     Set {
         #[arg(value_name = "TYPE")]
@@ -31,11 +32,34 @@ JSON: {queue, namespace, task_type, rev, gate: {active, candidate|null, percent,
         /// What to change, e.g. `candidate=v2 percent=10`.
         #[arg(required = true, value_name = "FIELD=VALUE", value_parser = field)]
         fields: Vec<(&'static str, String)>,
-        /// Obey even if no live worker has the version: its tasks wait until one joins.
+        /// Obey even if the version is not ready. What speaks against it goes into the history.
         #[arg(long)]
         force: bool,
         #[command(flatten)]
         change: Change,
+    },
+    /// Is a version ready for its share of the tasks? Changes nothing; takes up to 3 s.
+    ///
+    /// Asks whether live workers have it and are enough for the load of the last minutes, and one of them whether it can
+    /// read what waits: a sample of at most 64 tasks and 1 MiB. Exits with 5 if something blocks. `gate set` asks the same.
+    #[command(after_long_help = "\
+JSON: {queue, version, percent, ready, objections: [{code, level: blocks|warns, text}],
+  capacity: {sessions, held, slots, needed|null, rate_per_sec, mean_ms|null},
+  sample: {looked_at, readable, unreadable: [{id, place, error, malformed}], left_out},
+  backlog: {waiting, drain_secs|null}}
+Codes: unknown_version, retired, rolled_back, no_worker, breaker_open, too_few_slots, nearly_busy, cannot_read, malformed,
+  no_answer, long_drain.
+needed: slots that its share of the load takes. held: of its live workers, how many hold it because it fails.
+malformed: not JSON, which no version can read. left_out: tasks too large for the sample.")]
+    Check {
+        #[arg(value_name = "TYPE")]
+        task_type: TaskType,
+        /// The version that is to get tasks.
+        #[arg(long, value_name = "VERSION")]
+        to: Version,
+        /// How much of them, 0 to 100.
+        #[arg(long, default_value = "100", value_name = "P", value_parser = percent)]
+        percent: Share,
     },
     /// Roll back: one version alone, whatever was going on. Takes effect at once.
     ///
@@ -117,6 +141,11 @@ pub(crate) struct Change {
 
 /// The fields that people set, `only` apart: that is what `gate rollback` sends.
 const FIELDS: [&str; 6] = ["active", "candidate", "percent", "pins", "targets", "paused"];
+
+fn percent(text: &str) -> Result<Share, String> {
+    let number = text.trim_end_matches('%').trim();
+    Share::parse(number).ok_or_else(|| "write a percentage from 0 to 100, such as 10 or 0.5".to_owned())
+}
 
 /// Reads `field=value`. What values mean is judged later.
 fn field(word: &str) -> Result<(&'static str, String), String> {

@@ -1,5 +1,6 @@
-//! `gate show | set | rollback | pause | resume | history`: one file per verb that is more than a few lines.
+//! `gate show | set | check | rollback | pause | resume | history`: one file per verb that is more than a few lines.
 
+mod check;
 mod history;
 mod rollback;
 mod set;
@@ -23,6 +24,9 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: GateVerb) -> 
         } => {
             let fields = set::checked(fields)?;
             set::set(context, out, &context.queue(task_type), fields, force, &change).await
+        }
+        GateVerb::Check { task_type, to, percent } => {
+            check::check(context, out, &context.queue(task_type), &to, percent).await
         }
         GateVerb::Rollback { task_type, to, change } => {
             rollback::rollback(context, out, &context.queue(task_type), to, &change).await

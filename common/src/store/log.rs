@@ -86,7 +86,7 @@ pub struct LogEntry {
     /// Its id: orders it against every other entry of the queue's log.
     pub id: StreamId,
     /// `settled`, `joined`, `left`, `reaping`, `recovered`, `poison`, `cancel`, `stale`, `alert`, `scheduled`,
-    /// `schedule_changed`, `requeued`, `discarded`, `limits`.
+    /// `schedule_changed`, `requeued`, `discarded`, `limits`, `version`, `build_refused`.
     pub kind: String,
     /// The session it speaks of.
     pub session: SessionId,

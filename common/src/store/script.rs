@@ -5,6 +5,8 @@ use std::sync::LazyLock;
 use redis::Script;
 
 const GATE: &str = include_str!("gate/core.lua");
+/// Stands behind [`GATE`].
+const RECORD: &str = include_str!("versions/record.lua");
 const ENTRY: &str = include_str!("queue/entry.lua");
 /// P10: what follows also runs at `maxmemory`. Scripts that bring new work go without it.
 const ALLOW_OOM: &str = "#!lua flags=allow-oom\n";
@@ -28,7 +30,12 @@ scripts! {
     CHANGE = GATE, include_str!("gate/change.lua");
     HOLD = GATE, include_str!("gate/hold.lua");
     HOLD_FULL = GATE, include_str!("gate/full.lua");
-    JOIN = GATE, include_str!("session/join.lua");
+    JOIN = GATE, RECORD, include_str!("session/join.lua");
+    RETIRE = GATE, RECORD, include_str!("versions/retire.lua");
+    RESTORE = GATE, RECORD, include_str!("versions/restore.lua");
+    PROBE_ASK = ALLOW_OOM, ENTRY, include_str!("probe/ask.lua");
+    PROBE_TAKE = include_str!("probe/take.lua");
+    PROBE_ANSWER = include_str!("probe/answer.lua");
     RENEW = include_str!("session/renew.lua");
     PUBLISH = include_str!("session/publish.lua");
     OPEN = include_str!("session/open.lua");

@@ -8,10 +8,12 @@ use super::{
     connect::{Link, Store},
     error::StoreError,
     keyspace::Key,
-    reply::{self, field, field_number, field_text},
+    reply::{self, field, field_number, field_text, unexpected},
     script,
+    versions::MAX_BUILD_BYTES,
 };
 use crate::{
+    envelope::clip,
     id::{SessionId, StreamId, stream_salt},
     name::{Queue, Version},
 };
@@ -39,7 +41,7 @@ pub struct SessionRecord {
 }
 
 /// How joining went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Joined {
     /// The session lives.
     Yes {
@@ -48,6 +50,25 @@ pub enum Joined {
     },
     /// The group is gone but tasks and gate state are there: a person must decide (P8).
     NoGroup,
+    /// One of its versions is known as another build: what runs under one label must be one thing.
+    AnotherBuild {
+        /// The version.
+        version: Version,
+        /// The build that has the label.
+        known: String,
+        /// The version is retired: its label is never given to another build.
+        retired: bool,
+    },
+}
+
+/// Whether a session may bring another build under a label that has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Builds {
+    /// It is refused.
+    #[default]
+    One,
+    /// It joins, and the record of the version has both.
+    Several,
 }
 
 /// Whether a session still lives.
@@ -155,6 +176,20 @@ impl SessionStore {
         lease: Duration,
         record: &SessionRecord,
     ) -> Result<Joined, StoreError> {
+        self.join_with(session, lease, record, Builds::One).await
+    }
+
+    /// As [`join`](Self::join), for workers that may bring another build of a version.
+    ///
+    /// # Errors
+    /// As [`join`](Self::join).
+    pub async fn join_with(
+        &self,
+        session: &SessionId,
+        lease: Duration,
+        record: &SessionRecord,
+        builds: Builds,
+    ) -> Result<Joined, StoreError> {
         let link = self.store.warm().await?;
         let queue = &self.queue;
         let mut call = script::JOIN.prepare_invoke();
@@ -177,16 +212,28 @@ impl SessionStore {
         call.arg(session.as_str())
             .arg(millis(lease))
             .arg(json)
-            .arg(&record.build)
-            .arg(queue.to_string());
+            .arg(clip(&record.build, MAX_BUILD_BYTES))
+            .arg(queue.to_string())
+            .arg(if builds == Builds::Several { "allow" } else { "" });
         for version in &record.versions {
             call.arg(version.as_str());
         }
         let (word, mut rest) = reply::verdict("join", link.run_script(&call).await?)?;
-        if word == "no_group" {
-            return Ok(Joined::NoGroup);
-        }
-        let seeded = reply::text("join", rest.next().unwrap_or(Value::Nil))? == "seeded";
+        let mut next = || reply::text("join", rest.next().unwrap_or(Value::Nil));
+        let seeded = match word.as_str() {
+            "no_group" => return Ok(Joined::NoGroup),
+            "build" | "retired" => {
+                let version = next()?;
+                return Ok(Joined::AnotherBuild {
+                    version: version
+                        .parse()
+                        .map_err(|_| unexpected("join", &Value::SimpleString(version)))?,
+                    known: next()?,
+                    retired: word == "retired",
+                });
+            }
+            _ => next()? == "seeded",
+        };
         self.announce().await?;
         Ok(Joined::Yes { seeded })
     }

@@ -49,6 +49,7 @@ async fn look(
         return Ok(());
     };
     session.board.obey(obeyed.ruling.rev);
+    session.probes.heard(obeyed.signals.probe, obeyed.time_us);
     // Read after `obey`: from here on nothing starts under an older revision, so saying so is true.
     let report = session.board.report();
     let news = published.as_ref().is_none_or(|(rev, _)| *rev < report.0);

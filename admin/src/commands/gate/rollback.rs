@@ -95,6 +95,7 @@ pub(super) async fn rollback(
         fields,
         before,
         warnings,
+        rolled_back_to: (!options.dry_run).then_some(target),
     };
     change::report(context, out, intent, answer, options).await
 }

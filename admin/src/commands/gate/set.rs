@@ -1,6 +1,6 @@
 //! `gate set`, and what is pause and resume of it.
 
-use switchback_common::{Queue, Version, store::session::SessionStore};
+use switchback_common::{Queue, envelope::clip, store::session::SessionStore};
 use switchback_gates::Gate;
 
 use crate::{
@@ -9,11 +9,14 @@ use crate::{
     context::Context,
     exit::Failure,
     output::{Output, tell, warn},
+    readiness::{self, Verdict},
     view::{has, is_live, words},
 };
 
 /// Times a `set` is judged anew because somebody else changed the gate in between.
 const TRIES: usize = 5;
+/// As long as the history keeps.
+const MAX_FORCED_BYTES: usize = 1_000;
 
 pub(super) async fn set(
     context: &Context,
@@ -35,12 +38,16 @@ pub(super) async fn set(
             other => other?,
         };
         let before = shown.map(|s| s.gate);
-        let warnings = check_live(context, queue, before.as_ref(), &preview.gate, force).await?;
+        let verdict = check(context, queue, before.as_ref(), &preview.gate, force).await?;
+        request.forced = clip(&verdict.blocks.join("; "), MAX_FORCED_BYTES).to_owned();
+        let warnings = [verdict.blocks, verdict.warns].concat();
+        warnings.iter().for_each(warn);
         let intent = Intent {
             queue,
             fields: fields.clone(),
             before,
             warnings,
+            rolled_back_to: None,
         };
         if options.dry_run {
             return change::report(context, out, intent, preview, options).await;
@@ -64,42 +71,29 @@ async fn moved(context: &Context, queue: &Queue, judged: Option<u64>) -> bool {
     matches!(context.gates.show(queue).await, Ok(shown) if Some(shown.rev) != judged)
 }
 
-/// A flip towards a version that nobody can run is refused, unless forced: it would only park tasks.
-async fn check_live(
+/// A flip towards a version that is not ready is refused, unless forced. What was passed over goes into the history.
+async fn check(
     context: &Context,
     queue: &Queue,
     before: Option<&Gate>,
     after: &Gate,
     force: bool,
-) -> Result<Vec<String>, Failure> {
-    let grows = |version: &Version| match before {
-        None => true,
-        Some(before) => {
-            !before.reaches(version)
-                || (before.active != *version && after.active == *version)
-                || (after.candidate.as_ref() == Some(version) && after.percent > before.percent)
-        }
+) -> Result<Verdict, Failure> {
+    let verdict = match readiness::judge(context, queue, before, after).await {
+        // Who insists is not stopped by a look that failed.
+        Err(failure) if force && change::is_passable(&failure) => Verdict {
+            blocks: vec![format!("cannot tell whether it is ready: {failure}")],
+            ..Verdict::default()
+        },
+        other => other?,
     };
-    let grown: Vec<Version> = after.reachable().into_iter().filter(grows).collect();
-    if grown.is_empty() {
-        return Ok(Vec::new());
+    if !verdict.blocks.is_empty() && !force {
+        return Err(Failure::Refused(format!(
+            "{}. Repeat with --force to do it all the same; nothing was changed",
+            verdict.blocks.join("; ")
+        )));
     }
-    let live = context.gates.live_sessions(queue).await?;
-    let mut warnings = Vec::new();
-    for version in grown {
-        if live.iter().any(|s| has(s, &version)) {
-            continue;
-        }
-        if !force {
-            return Err(Failure::Refused(format!(
-                "no live worker of {queue} has {version}: its tasks would only wait. Start one first, or repeat with --force; nothing was changed"
-            )));
-        }
-        let text = format!("no live worker has {version}: its tasks wait until a worker with {version} joins");
-        warn(&text);
-        warnings.push(text);
-    }
-    Ok(warnings)
+    Ok(verdict)
 }
 
 pub(super) async fn pause(
@@ -130,6 +124,7 @@ pub(super) async fn pause(
         fields,
         before,
         warnings,
+        rolled_back_to: None,
     };
     change::report(context, out, intent, answer, options).await
 }

@@ -88,10 +88,17 @@ local function for_people(g)
   return out
 end
 
-local function known(version)
-  return string.sub(version, 1, 1) ~= ':' -- that is a note among the versions, and no version
-    and version ~= '' and redis.call('HEXISTS', versions, version) == 1
+-- Why nothing may be routed to a version; nil if it may. A retired one keeps its record, and so its label.
+local function barred(version)
+  if string.sub(version, 1, 1) == ':' then return 'unknown version' end -- that is a note among the versions
+  local record = version ~= '' and redis.call('HGET', versions, version)
+  if not record then return 'unknown version' end
+  if not string.find(record, '"retired_us"', 1, true) then return nil end
+  local ok, fields = pcall(cjson.decode, record)
+  local retired = ok and type(fields) == 'table' and fields.retired_us
+  return retired and retired ~= cjson.null and 'retired version' or nil
 end
+local function known(version) return not barred(version) end
 
 local function canonical_percent(text)
   if not (string.match(text, '^%d+$') or string.match(text, '^%d+%.%d+$')) or #text > 12 then return nil end
@@ -109,7 +116,7 @@ local function canonical_pairs(text, what, name_is, most, bytes, problem)
     local name, version = string.match(pair, '^(.+)=([^=]+)$')
     local wrong = not name and 'not ' .. name_is .. '=version' or problem and problem(name)
     if wrong then return nil, wrong .. ': ' .. string.sub(pair, 1, 80) end
-    if not known(version) then return nil, 'unknown version ' .. string.sub(version, 1, 64) end
+    if barred(version) then return nil, barred(version) .. ' ' .. string.sub(version, 1, 64) end
     if not by_name[name] then names[#names + 1] = name end
     by_name[name] = version
   end
@@ -166,15 +173,15 @@ local function judge(cur, want)
   local function refuse(name, reason)
     refused[name] = string.sub(want[name] or '', 1, 200) .. ': ' .. reason
   end
-  if only then refuse('only', 'unknown version') end
+  if only then refuse('only', barred(only)) end
   for name in pairs(want) do
     if not SETTABLE[name] then refuse(name, 'unknown field') end
   end
   if want.inflight and want.inflight ~= 'finish' then refuse('inflight', 'not one of: finish') end
   local active = want.active or cur.active -- a deleted field does not unset it
-  if not known(active) and active ~= cur.active then refuse('active', active == '' and 'empty' or 'unknown version') end
+  if not known(active) and active ~= cur.active then refuse('active', active == '' and 'empty' or barred(active)) end
   local candidate = want.candidate or ''
-  if candidate ~= '' and candidate ~= cur.candidate and not known(candidate) then refuse('candidate', 'unknown version') end
+  if candidate ~= '' and candidate ~= cur.candidate and not known(candidate) then refuse('candidate', barred(candidate)) end
   local percent = want.percent and canonical_percent(want.percent) or (not want.percent and '0')
   if not percent then refuse('percent', 'not a number from 0 to 100') end
   local pins, problem = cur.pins, nil

@@ -1,11 +1,38 @@
 -- session/join.lua — begin a session: versions, groups, first gate, record, lease.
 -- KEYS  1 gate  2 gatestate  3 history  4 versions  5 sessions  6 lease  7 log  8 main stream  9 head  10 high  11 low
 --       12 suspect  13.. lanes of my versions
--- ARGV  1 session  2 lease ms  3 record JSON  4 build  5 queue name  6.. my versions, in the order of their lanes
--- Reply {'joined', 'seeded'|''} | {'no_group'}
+-- ARGV  1 session  2 lease ms  3 record JSON  4 build or ''  5 queue name  6 'allow' another build, or ''
+--       7.. my versions, in the order of their lanes
+-- Reply {'joined', 'seeded'|''} | {'no_group'} | {'build'|'retired', version, its build}: it is known under another build
 -- Keeps P8: seeds only when neither gate state nor group ever existed; never recreates a group under retained tasks.
+-- One label is one build, so that what ran on a version says what ran.
 local sessions, lease, log = KEYS[5], KEYS[6], KEYS[7]
-local session, queue = ARGV[1], ARGV[5]
+local session, build, queue, allow = ARGV[1], ARGV[4], ARGV[5], ARGV[6] ~= ''
+local FIRST = 7
+
+local function refused_of(record) return type(record.refused) == 'table' and record.refused or {} end
+local function without(list, text)
+  local out = {}
+  for _, other in ipairs(list) do
+    if other ~= text then out[#out + 1] = other end
+  end
+  return #out > 0 and out or nil -- cjson takes an empty list for an object
+end
+-- Before anything is written: a session that is refused leaves nothing behind but one word in the log.
+for i = FIRST, #ARGV do
+  local record = record_of(ARGV[i]) or {}
+  local builds = builds_of(record)
+  if build ~= '' and #builds > 0 and not holds(builds, build) and (is_retired(record) or not allow) then
+    -- P10: it is tried again and again, by every worker of that build: said once.
+    if not holds(refused_of(record), build) then
+      record.refused = with_newest(refused_of(record), build)
+      keep_record(ARGV[i], record)
+      redis.call('XADD', log, '*', 'kind', 'build_refused', 'session', '', 'at', now_us(), 'record', ARGV[3],
+        'text', 'version ' .. ARGV[i] .. ' is known as build ' .. builds[#builds] .. ', refused as build ' .. build)
+    end
+    return { is_retired(record) and 'retired' or 'build', ARGV[i], builds[#builds] }
+  end
+end
 
 local function has_group(stream)
   if redis.call('EXISTS', stream) == 0 then return false end
@@ -31,8 +58,23 @@ for i = 8, #KEYS do
 end
 local first = not claimed_before and not has_group(KEYS[8])
 local at = now_us()
-for i = 6, #ARGV do
-  redis.call('HSETNX', versions, ARGV[i], cjson.encode({ first_seen_us = at, build = ARGV[4] }))
+-- The first version that may be routed to: an old record may say of one that it may not.
+local active
+for i = FIRST, #ARGV do
+  local record = record_of(ARGV[i])
+  local builds = record and builds_of(record)
+  if not record then
+    keep_record(ARGV[i], { first_seen_us = at, build = build })
+  elseif build ~= '' and not is_retired(record) and not holds(builds, build) then
+    if #builds > 0 then
+      record.builds = with_newest(builds, build)
+      redis.call('XADD', log, '*', 'kind', 'version', 'session', session, 'at', at,
+        'text', 'version ' .. ARGV[i] .. ', so far build ' .. builds[#builds] .. ', is now also build ' .. build)
+    end
+    record.build, record.refused = build, without(refused_of(record), build)
+    keep_record(ARGV[i], record)
+  end
+  if not active and known(ARGV[i]) then active = ARGV[i] end
 end
 local known = listed or ''
 for i = 8, #KEYS do
@@ -41,9 +83,9 @@ for i = 8, #KEYS do
 end
 if known ~= listed then redis.call('HSET', versions, ':groups', known) end
 local seeded = ''
-if first then
-  local blank = { rev = 0, digest = '', active = ARGV[6], candidate = '', percent = '0', pins = '', targets = '', paused = '0' }
-  local seed = { active = ARGV[6], candidate = '', percent = '0', pins = '', targets = '', paused = '0' }
+if first and active then
+  local blank = { rev = 0, digest = '', active = active, candidate = '', percent = '0', pins = '', targets = '', paused = '0' }
+  local seed = { active = active, candidate = '', percent = '0', pins = '', targets = '', paused = '0' }
   -- A gate that people wrote before the first worker came is kept aside and judged as their edit.
   local raw = gate_hash()
   write(blank, seed, {}, { source = 'seed', first = true, why = 'first version declared for ' .. queue })
