@@ -18,6 +18,7 @@
 //! - [`decide`](mod@decide) — task and gate in, version out; pure
 //! - [`view`] — what a worker obeys: reads in, ruling out; P8
 //! - [`certificate`] — did anything start on a withdrawn version? From history and log alone; pure
+//! - [`guard`] — is the candidate worse? Statistics; pure
 //! - [`rollback`] — which version a rollback goes to; pure
 //! - [`admin`] — look, change, roll back, wait
 //! - [`watch`] — pushes
@@ -26,6 +27,7 @@ pub mod admin;
 pub mod certificate;
 pub mod decide;
 pub mod gate;
+pub mod guard;
 pub mod rollback;
 pub mod view;
 pub mod watch;
