@@ -313,16 +313,19 @@ mod tests {
 
     #[test]
     fn an_outage_too_small_for_an_alarm_accuses_nobody() {
-        // Four times the usual failures, on both, with looks that cut it anywhere. Breaks if p0 ignores what is lately.
+        // Eight times the usual failures, on both, after weeks of the usual. Breaks if p0 ignores what is lately.
         let config = GuardConfig::default();
         let mut accused = 0;
         for run in 0..60 {
             let mut rng = Rng::with_seed(run);
             let mut throw = |n: u64, p: f64| Tally::new(n, (0..n).filter(|_| rng.f64() < p).count() as u64);
             let mut burns = Burns::default();
-            for second in 0..300 {
-                let p = if second < 100 { 0.02 } else { 0.08 };
-                burns.look(throw(150, p), throw(50, p), &config);
+            burns.look(Tally::new(10_000_000, 100_000), Tally::default(), &config);
+            for _ in 0..200 {
+                burns.look(throw(12, 0.01), throw(4, 0.01), &config);
+            }
+            for _ in 0..300 {
+                burns.look(throw(12, 0.08), throw(4, 0.08), &config);
                 if burns.alarm(&config) == Alarm::Candidate {
                     accused += 1;
                     break;
@@ -330,5 +333,21 @@ mod tests {
             }
         }
         assert_eq!(accused, 0);
+    }
+    #[test]
+    fn one_failure_among_few_is_no_outage() {
+        let config = GuardConfig::default();
+        let mut burns = Burns::default();
+        burns.look(Tally::new(10_000, 100), Tally::default(), &config);
+        for _ in 0..150 {
+            burns.look(Tally::default(), Tally::default(), &config);
+        }
+        // A quiet queue: every other second a task of the active version, one of which fails.
+        let accused = (1..30).find(|second| {
+            let active = Tally::new(second % 2, u64::from(*second == 5));
+            burns.look(active, Tally::new(1, 1), &config);
+            burns.alarm(&config) == Alarm::Candidate
+        });
+        assert!(accused.is_some_and(|seconds| seconds <= 12), "{accused:?}");
     }
 }

@@ -318,6 +318,7 @@ fn a_slow_tail_rolls_back_and_a_slow_median_holds_until_somebody_resumes() {
         rollout.verdict()
     );
     rollout.guard.resumed();
+    rollout.blocks(1, FINE, FINE);
     assert!(matches!(rollout.verdict(), Verdict::Pass(_)), "{}", rollout.verdict());
     rollout.blocks(30, FINE, slower);
     assert!(
@@ -379,7 +380,7 @@ fn quick_failures_of_long_tasks_are_not_the_rule() {
 fn after_promotion_ruin_is_found_and_the_usual_is_not() {
     let mut rollout = Rollout::new(1, 0.5);
     rollout.guard.freeze(&rollout.config);
-    for _ in 0..3600 {
+    for _ in 0..600 {
         let arm = attempts(&mut rollout.rng, 100, failing(0.015));
         rollout.guard.watched(&rollout.config, &arm);
     }
@@ -387,6 +388,15 @@ fn after_promotion_ruin_is_found_and_the_usual_is_not() {
     let arm = attempts(&mut rollout.rng, 100, failing(0.4));
     rollout.guard.watched(&rollout.config, &arm);
     assert_eq!(rollout.regressed().unwrap().test, Test::Watch);
+
+    // What was usual before is usual after.
+    let mut rollout = Rollout::at(2, 0.5, 100, failing(0.18));
+    rollout.guard.freeze(&rollout.config);
+    for _ in 0..300 {
+        let arm = attempts(&mut rollout.rng, 100, failing(0.2));
+        rollout.guard.watched(&rollout.config, &arm);
+    }
+    assert_eq!(rollout.regressed(), None);
 }
 
 #[test]
@@ -482,6 +492,41 @@ proptest! {
         other.blocks(3, FINE, failing(0.1));
         prop_assert_eq!(one.guard, other.guard);
     }
+}
+
+#[test]
+fn a_block_is_judged_by_what_was_before_it() {
+    let config = GuardConfig::default();
+    let mut guard = GuardState::new(&config);
+    let bad = Counts {
+        active: Arm {
+            n: 1000,
+            failed: 10,
+            ..Arm::default()
+        },
+        candidate: Arm {
+            n: 1000,
+            failed: 900,
+            ..Arm::default()
+        },
+    };
+    guard.closed(&config, &bad, f64::NAN);
+    assert_eq!(guard.evidence(&config)[0].n_candidate, 0, "nothing was before it");
+    guard.closed(&config, &bad, f64::NAN);
+    assert_eq!(guard.evidence(&config)[0].n_candidate, 1000);
+    serde_json::from_str::<GuardState>(&serde_json::to_string(&guard).unwrap()).unwrap();
+}
+
+#[test]
+fn the_block_in_which_a_step_began_has_tasks_of_two_shares() {
+    let mut rollout = Rollout::new(1, 0.5);
+    rollout.guard.begin_step();
+    let mut block = Counts::default();
+    block.active.n = 1_000_000;
+    rollout.guard.closed(&rollout.config, &block, 0.5);
+    assert!(!matches!(rollout.verdict(), Verdict::Hold(_)));
+    rollout.guard.closed(&rollout.config, &block, 0.5);
+    assert!(matches!(rollout.verdict(), Verdict::Hold(HoldReason::Share(_))));
 }
 
 #[test]
