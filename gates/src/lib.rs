@@ -19,6 +19,7 @@
 //! - [`view`] — what a worker obeys: reads in, ruling out; P8
 //! - [`certificate`] — did anything start on a withdrawn version? From history and log alone; pure
 //! - [`readiness`] — what speaks against sending tasks to a version; pure
+//! - [`guard`] — is the candidate worse? Statistics; pure
 //! - [`rollback`] — which version a rollback goes to; pure
 //! - [`admin`] — look, change, roll back, wait
 //! - [`watch`] — pushes
@@ -28,6 +29,7 @@ pub mod certificate;
 pub mod decide;
 pub mod gate;
 pub mod readiness;
+pub mod guard;
 pub mod rollback;
 pub mod view;
 pub mod watch;
