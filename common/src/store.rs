@@ -23,6 +23,7 @@ pub mod schedule;
 mod script;
 pub mod session;
 pub mod settle;
+pub mod stops;
 pub mod throttle;
 
 /// The consumer group of every stream.

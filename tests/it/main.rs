@@ -10,6 +10,7 @@ mod enqueue;
 mod gate_change;
 mod gate_seal;
 mod guide;
+mod inflight;
 mod limits;
 mod moves;
 mod pool;

@@ -37,6 +37,7 @@ use crate::{
     session::{Floors, Held, RedisClock, Session},
     slots::Slots,
     starts::StartBoard,
+    stops::Stops,
     streams::Streams,
     suspects::{Company, Suspects},
 };
@@ -168,6 +169,7 @@ async fn try_begin(
         pacer: Pacer::default(),
         held: Held::default(),
         cancels: Cancels::new(),
+        stops: Stops::new(),
         running: Running::default(),
         reported: Notify::new(),
         clock: RedisClock::new(),
