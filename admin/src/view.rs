@@ -39,6 +39,15 @@ pub(crate) struct Made {
     pub(crate) by: String,
     pub(crate) why: String,
     pub(crate) source: String,
+    pub(crate) inflight: String,
+}
+
+/// What became of what ran on withdrawn versions.
+pub(crate) fn policy(entry: &HistoryEntry) -> &str {
+    match entry.inflight.as_str() {
+        "" => "finish",
+        policy => policy,
+    }
 }
 
 impl Made {
@@ -49,6 +58,7 @@ impl Made {
             by: entry.by.clone(),
             why: entry.why.clone(),
             source: entry.source.clone(),
+            inflight: policy(entry).to_owned(),
         }
     }
 
@@ -59,6 +69,9 @@ impl Made {
             out.push_str(&format!(" by {}", plain(&self.by)));
         }
         out.push_str(&format!(" ({})", plain(&self.source)));
+        if self.inflight != "finish" {
+            out.push_str(&format!(", {} what ran", plain(&self.inflight)));
+        }
         if !self.why.is_empty() {
             out.push_str(&format!(": {}", plain(&self.why)));
         }

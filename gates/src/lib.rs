@@ -19,12 +19,14 @@
 //! - [`view`] — what a worker obeys: reads in, ruling out; P8
 //! - [`certificate`] — did anything start on a withdrawn version? From history and log alone; pure
 //! - [`rollback`] — which version a rollback goes to; pure
+//! - [`drain`] — what still runs that the gate would not start now; pure
 //! - [`admin`] — look, change, roll back, wait
 //! - [`watch`] — pushes
 
 pub mod admin;
 pub mod certificate;
 pub mod decide;
+pub mod drain;
 pub mod gate;
 pub mod rollback;
 pub mod view;

@@ -11,6 +11,7 @@ mod gate_change;
 mod gate_seal;
 mod guide;
 mod inflight;
+mod inflight_cli;
 mod limits;
 mod moves;
 mod pool;

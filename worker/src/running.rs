@@ -261,7 +261,7 @@ mod tests {
         let before = |version: &Version, rev| *version == v1() && rev < 7;
         assert_eq!((running.stop_decided(before), running.stop_decided(before)), (1, 0));
         assert!(old.is_cancelled() && !new.is_cancelled());
-        runs.map(|run| running.remove(run));
+        let _ = runs.map(|run| running.remove(run));
         let three = CancellationToken::new();
         running.add(&task("z"), (&v1(), 1), &three);
         running.stop_all();

@@ -8,14 +8,14 @@ use switchback_common::{
 use switchback_gates::{Gate, GateError, rollback::Target};
 
 use crate::{
-    args::{Change, GateVerb},
+    args::{Change, GateVerb, InFlight},
     change::{self, Intent},
     commands::queue,
     context::Context,
     exit::Failure,
     output::{Output, sheet, table, tell, warn},
     text::{ago, brief, plain, rfc3339},
-    view::{Made, has, is_live, words},
+    view::{Made, has, is_live, policy, words},
 };
 
 /// Times a `set` is judged anew because somebody else changed the gate in between.
@@ -28,14 +28,27 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: GateVerb) -> 
             task_type,
             fields,
             force,
+            inflight,
             change,
         } => {
             let fields = checked(fields)?;
-            set(context, out, &context.queue(task_type), fields, force, &change).await
+            set(
+                context,
+                out,
+                &context.queue(task_type),
+                fields,
+                force,
+                inflight,
+                &change,
+            )
+            .await
         }
-        GateVerb::Rollback { task_type, to, change } => {
-            rollback(context, out, &context.queue(task_type), to, &change).await
-        }
+        GateVerb::Rollback {
+            task_type,
+            to,
+            inflight,
+            change,
+        } => rollback(context, out, &context.queue(task_type), to, inflight, &change).await,
         GateVerb::Pause { task_type, change } => pause(context, out, &context.queue(task_type), "1", &change).await,
         GateVerb::Resume { task_type, change } => {
             let queue = context.queue(task_type);
@@ -118,6 +131,7 @@ async fn rollback(
     out: &mut Output,
     queue: &Queue,
     to: Option<Version>,
+    inflight: InFlight,
     options: &Change,
 ) -> Result<(), Failure> {
     let task_type = &queue.task_type;
@@ -188,12 +202,17 @@ async fn rollback(
         Ok(_) => {}
         Err(e) => warn(format_args!("cannot tell whether a live worker has {target}: {e}")),
     }
-    let fields = vec![("only", target.to_string())];
+    warnings.extend(change::warn_of_older_releases(context, queue, inflight).await);
+    let fields: Vec<_> = [("only", target.to_string())]
+        .into_iter()
+        .chain(inflight.field())
+        .collect();
     let answer = change::send(context, queue, &change::request(&fields, options)).await?;
     let intent = Intent {
         queue,
         fields,
         before,
+        inflight,
         warnings,
     };
     change::report(context, out, intent, answer, options).await
@@ -203,10 +222,13 @@ async fn set(
     context: &Context,
     out: &mut Output,
     queue: &Queue,
-    fields: Vec<(&'static str, String)>,
+    mut fields: Vec<(&'static str, String)>,
     force: bool,
+    inflight: InFlight,
     options: &Change,
 ) -> Result<(), Failure> {
+    fields.extend(inflight.field());
+    let older = change::warn_of_older_releases(context, queue, inflight).await;
     for attempt in 1..=TRIES {
         let shown = context.gate(queue).await?;
         // Judged first, and committed only onto what it was judged against.
@@ -219,11 +241,13 @@ async fn set(
             other => other?,
         };
         let before = shown.map(|s| s.gate);
-        let warnings = check_live(context, queue, before.as_ref(), &preview.gate, force).await?;
+        let mut warnings = check_live(context, queue, before.as_ref(), &preview.gate, force).await?;
+        warnings.extend(older.clone());
         let intent = Intent {
             queue,
             fields: fields.clone(),
             before,
+            inflight,
             warnings,
         };
         if options.dry_run {
@@ -313,6 +337,7 @@ async fn pause(
         queue,
         fields,
         before,
+        inflight: InFlight::Finish,
         warnings,
     };
     change::report(context, out, intent, answer, options).await
@@ -362,6 +387,7 @@ struct HistoryView {
     source: String,
     by: String,
     why: String,
+    inflight: String,
     before: Option<Gate>,
     after: Option<Gate>,
     dropped: Option<std::collections::BTreeMap<String, String>>,
@@ -378,6 +404,7 @@ impl HistoryView {
             after: Gate::from_history(&entry.after),
             dropped: serde_json::from_str(&entry.dropped).ok(),
             refused: serde_json::from_str(&entry.refused).ok(),
+            inflight: policy(&entry).to_owned(),
             kind: entry.kind,
             rev: entry.rev,
             source: entry.source,
@@ -397,6 +424,9 @@ impl HistoryView {
             _ if self.kind == "note" => "(no change)".to_owned(),
             _ => self.kind.to_uppercase(),
         };
+        if self.inflight != "finish" {
+            out.push_str(&format!(", {} what ran", brief(&self.inflight, 16)));
+        }
         if let Some(refused) = &self.refused {
             out.push_str(&format!(" {}", list(refused)));
         }
