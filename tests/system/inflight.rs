@@ -8,7 +8,7 @@ use std::{
 
 use redis::Value;
 use switchback_common::{
-    TaskId,
+    TaskId, Version,
     store::log::{self, Ended},
 };
 use switchback_producer::{Cancelled, Waited};
@@ -292,6 +292,68 @@ async fn what_a_flip_stopped_opens_no_circuit() {
     let sessions = switchback_common::store::session::SessionStore::new(&scene.fixture.store, &scene.fixture.queue);
     assert!(sessions.list().await.unwrap()[0].open.is_empty());
     assert_eq!(scene.count("v2:revoked").await, 8);
+}
+
+// P7: a suspect whose attempt did not count is as suspect as before, and goes back to where it is read a few at a time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspect_whose_result_is_revoked_stays_one() {
+    let mut scene = Scene::new(|c| c).await;
+    let suspect = [
+        "XADD",
+        "sb:suspect:{test:job}",
+        "*",
+        "payload",
+        r#"{"n":7,"then":"ok"}"#,
+    ];
+    let fields = ["id", "s7", "deaths", "2", "enqueued_at", "1"];
+    scene.ids.insert(7, "s7".parse().unwrap());
+    scene
+        .fixture
+        .raw(&[suspect.as_slice(), fields.as_slice()].concat())
+        .await;
+    eventually("it runs alone on v2", patience(Duration::from_secs(10)), async || {
+        scene.bench.runs() == 1
+    })
+    .await;
+    scene.fixture.set(&[("only", "v1"), ("inflight", "revoke")]).await;
+    scene.bench.released.cancel();
+    scene.fixture.drained().await;
+    let entries = log::read(&scene.fixture.store, &scene.fixture.queue, None, 1_000)
+        .await
+        .unwrap();
+    let groups = entries.iter().flat_map(|e| &e.attempts);
+    let ways: Vec<_> = groups
+        .map(|g| (g.stream.as_str(), g.version.as_str(), g.tasks[0].3))
+        .collect();
+    assert_eq!(
+        ways,
+        [("suspect", "v2", Ended::Revoked), ("suspect", "v1", Ended::Done)]
+    );
+}
+
+// Drained: what ran on the withdrawn version is settled, too. Its worker says so at once; without that word it would take
+// until the next look.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_ends_when_the_last_attempt_is_settled() {
+    let mut scene = Scene::new(|c| c.pushes(false)).await;
+    scene.run(&["ok", "fail", "ok"]).await;
+    let rev = scene.fixture.set(&[("only", "v1")]).await;
+    let (gates, queue) = (&scene.fixture.gates, &scene.fixture.queue);
+    let goes_on = |version: &Version| version.as_str() == "v1";
+    let mut told = Vec::new();
+    let none = gates.drain(queue, rev, goes_on, Duration::ZERO, |left| {
+        told.extend(left.iter().map(|l| (l.version.to_string(), l.attempts)));
+    });
+    assert!(!none.await.unwrap().still.is_empty());
+    assert_eq!(told, [("v2".to_owned(), Some(3))]);
+    scene.bench.released.cancel();
+    let drained = gates.drain(queue, rev, goes_on, patience(Duration::from_secs(20)), |_| {});
+    assert_eq!(drained.await.unwrap().still, []);
+    let on_v2: Vec<_> = scene.ended().await.into_iter().take(3).collect();
+    assert_eq!(
+        on_v2,
+        [(0, 1, Ended::Done), (1, 1, Ended::Retried), (2, 1, Ended::Done)]
+    );
 }
 
 // P10: the rollback of the documentation for a Redis at maxmemory, with its policy.
