@@ -14,7 +14,7 @@ use switchback_common::{TaskId, TaskType};
 
 pub(crate) use self::dead::{Act, DeadVerb, Rate, Which};
 pub(crate) use self::enqueue::{EnqueueOptions, IfTaken, PayloadSource};
-pub(crate) use self::gate::{Change, GateVerb};
+pub(crate) use self::gate::{Change, GateVerb, InFlight};
 pub(crate) use self::limits::LimitEdits;
 pub(crate) use self::schedule::{Remark, ScheduleVerb};
 pub(crate) use self::version::{VersionChange, VersionVerb};

@@ -14,8 +14,9 @@ use switchback_gates::{
 };
 
 use crate::{
-    args::Change,
+    args::{Change, InFlight},
     context::Context,
+    drain::{self, Behind, DrainView},
     exit::Failure,
     output::{Output, tell, warn},
     readiness,
@@ -36,6 +37,7 @@ struct ChangeView {
     rev: u64,
     before: Option<Gate>,
     after: Gate,
+    inflight: InFlight,
     dropped: Option<BTreeMap<String, String>>,
     warnings: Vec<String>,
     confirmation: Option<ConfirmationView>,
@@ -48,6 +50,7 @@ struct ConfirmationView {
     took_us: u64,
     running: BTreeMap<Version, u64>,
     missing: Vec<MissingView>,
+    drain: Option<DrainView>,
 }
 
 #[derive(Debug, Serialize)]
@@ -67,6 +70,8 @@ pub(crate) struct Intent<'a> {
     pub(crate) fields: Vec<(&'static str, String)>,
     /// The gate before, if it could be read.
     pub(crate) before: Option<Gate>,
+    /// What becomes of what runs on withdrawn versions.
+    pub(crate) inflight: InFlight,
     /// What the person should know; said loudly, and part of the result.
     pub(crate) warnings: Vec<String>,
     /// Of a rollback: where to. Whether that version is ready is said when everything is done.
@@ -197,16 +202,14 @@ pub(crate) async fn report(
     }
     let mut failure = None;
     let mut confirmation = None;
-    if options.wait && !options.dry_run {
-        let limit = options.timeout;
-        match context.gates.wait(queue, answer.rev, limit).await {
-            Ok(c) => {
-                confirmation = Some(ConfirmationView::of(c));
-                failure = confirmation.as_ref().and_then(|c| unconfirmed(c, answer.rev, limit));
-            }
-            // It is committed, whatever happens to the connection now.
-            Err(e) => failure = Some(Failure::Unconfirmed(format!("revision {}: {e}", answer.rev))),
-        }
+    if (options.wait || options.drain) && !options.dry_run {
+        let waited = confirm(context, &intent, &answer, options, &mut confirmation).await;
+        // It is committed, whatever happens to the connection now.
+        failure = match waited {
+            Err(Failure::Unconfirmed(text)) => Some(Failure::Unconfirmed(text)),
+            Err(e) => Some(Failure::Unconfirmed(format!("revision {}: {e}", answer.rev))),
+            Ok(()) => None,
+        };
     }
     if let Some(target) = &intent.rolled_back_to {
         // In a hurry: nothing that is asked of workers may come before the commit, or before the word that it is obeyed.
@@ -222,12 +225,66 @@ pub(crate) async fn report(
         rev: answer.rev,
         before: intent.before,
         after: answer.gate,
+        inflight: intent.inflight,
         dropped,
         warnings: intent.warnings,
         confirmation,
     };
     out.value(&view, |_| line(&view, &queue.task_type))?;
     failure.map_or(Ok(()), Err)
+}
+
+/// Waits as long as it was asked to, first for everybody's word, then for what the change left behind.
+async fn confirm(
+    context: &Context,
+    intent: &Intent<'_>,
+    answer: &Answer,
+    options: &Change,
+    confirmation: &mut Option<ConfirmationView>,
+) -> Result<(), Failure> {
+    let (queue, limit) = (intent.queue, options.timeout);
+    let confirmed = context.gates.wait(queue, answer.rev, limit).await?;
+    let left = limit.saturating_sub(confirmed.took);
+    let view = confirmation.insert(ConfirmationView::of(confirmed));
+    let missing = unconfirmed(view, answer.rev, limit);
+    if options.drain {
+        let behind = Behind {
+            before: intent.before.as_ref(),
+            after: &answer.gate,
+            everything: intent.fields.iter().any(|(name, _)| *name == "paused") && answer.gate.paused,
+        };
+        let drain = view
+            .drain
+            .insert(drain::drain(context, queue, answer.rev, &behind, left).await?);
+        let now = if drain.is_done() {
+            None
+        } else {
+            context.gate(queue).await.ok().flatten()
+        };
+        let undrained = drain.failure(answer.rev, limit, now.as_ref().map(|shown| &shown.gate));
+        return missing.or(undrained).map_or(Ok(()), Err);
+    }
+    missing.map_or(Ok(()), Err)
+}
+
+/// Says who will not obey a policy because its release does not know any.
+pub(crate) async fn warn_of_older_releases(context: &Context, queue: &Queue, inflight: InFlight) -> Option<String> {
+    if inflight == InFlight::Finish {
+        return None;
+    }
+    let live = context.gates.live_sessions(queue).await.ok()?;
+    let older: Vec<String> = live.iter().filter(|s| !s.knows_inflight).map(whereabouts).collect();
+    if older.is_empty() {
+        return None;
+    }
+    let text = format!(
+        "{} of {} of an older release: what runs there finishes, and its results count: {}",
+        older.len(),
+        count(live.len(), "live worker"),
+        older.join(", ")
+    );
+    warn(&text);
+    Some(text)
 }
 
 /// What the sealed revision left out of the wish.
@@ -241,7 +298,11 @@ fn line(view: &ChangeView, task_type: &impl std::fmt::Display) -> String {
     if view.dry_run {
         let before = view.before.as_ref().map_or_else(|| "no gate".to_owned(), words);
         let same = view.before.as_ref() == Some(&view.after);
-        let note = if same { " (no change)" } else { "" };
+        let note = match view.inflight {
+            InFlight::Finish if same => " (no change)".to_owned(),
+            InFlight::Finish => String::new(),
+            policy => format!(", {} what runs on withdrawn versions", policy.word()),
+        };
         return format!(
             "{task_type}: {before} -> {}{note} · dry run, nothing was changed",
             words(&view.after)
@@ -259,6 +320,10 @@ fn line(view: &ChangeView, task_type: &impl std::fmt::Display) -> String {
             if c.total == 1 { "" } else { "s" },
             millis(c.took_us)
         ));
+        if let Some(drain) = &c.drain {
+            out.push_str(&format!(" · {}", drain.words()));
+            return out;
+        }
         for (version, n) in c.running.iter().filter(|(version, _)| !view.after.reaches(version)) {
             out.push_str(&format!(" · {} of {version} still running", count(*n, "attempt")));
         }
@@ -280,6 +345,7 @@ impl ConfirmationView {
             confirmed: confirmation.confirmed,
             total: confirmation.confirmed + confirmation.missing.len(),
             took_us: u64::try_from(confirmation.took.as_micros()).unwrap_or(u64::MAX),
+            drain: None,
             running: confirmation.running.into_iter().collect(),
             missing: confirmation
                 .missing

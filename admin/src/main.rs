@@ -4,6 +4,7 @@ mod args;
 mod change;
 mod commands;
 mod context;
+mod drain;
 mod exit;
 mod hints;
 mod output;

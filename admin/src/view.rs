@@ -42,6 +42,15 @@ pub(crate) struct Made {
     pub(crate) by: String,
     pub(crate) why: String,
     pub(crate) source: String,
+    pub(crate) inflight: String,
+}
+
+/// What became of what ran on withdrawn versions.
+pub(crate) fn policy(entry: &HistoryEntry) -> &str {
+    match entry.inflight.as_str() {
+        "" => "finish",
+        policy => policy,
+    }
 }
 
 impl Made {
@@ -52,6 +61,7 @@ impl Made {
             by: entry.by.clone(),
             why: entry.why.clone(),
             source: entry.source.clone(),
+            inflight: policy(entry).to_owned(),
         }
     }
 
@@ -62,6 +72,9 @@ impl Made {
             out.push_str(&format!(" by {}", plain(&self.by)));
         }
         out.push_str(&format!(" ({})", plain(&self.source)));
+        if self.inflight != "finish" {
+            out.push_str(&format!(", {} what ran", plain(&self.inflight)));
+        }
         if !self.why.is_empty() {
             out.push_str(&format!(": {}", plain(&self.why)));
         }

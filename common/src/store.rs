@@ -25,6 +25,7 @@ pub mod schedule;
 mod script;
 pub mod session;
 pub mod settle;
+pub mod stops;
 pub mod throttle;
 pub mod versions;
 

@@ -14,6 +14,7 @@ use switchback_common::{
 };
 
 use crate::{
+    drain::{Left, left},
     gate::{Gate, InvalidGate},
     rollback::{self, Target},
 };
@@ -61,6 +62,15 @@ pub struct Confirmation {
     pub missing: Vec<SessionInfo>,
     /// Attempts that still run on each version, as last published by the confirmed sessions, summed.
     pub running: Vec<(Version, u64)>,
+}
+
+/// Whether what a flip left behind has ended.
+#[derive(Debug, Clone)]
+pub struct Drained {
+    /// How long it took, or how long was waited.
+    pub took: Duration,
+    /// What may still run; empty: nothing.
+    pub still: Vec<Left>,
 }
 
 /// The gates of one Redis.
@@ -190,6 +200,36 @@ impl Gates {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 3 / 2).min(Duration::from_millis(20));
             }
+        }
+    }
+}
+
+impl Gates {
+    /// Waits until nothing runs any more on versions of which `goes_on` does not say that they may start under `rev`, for
+    /// `limit` at most. `tell` hears what is left at every look.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn drain(
+        &self,
+        queue: &Queue,
+        rev: u64,
+        goes_on: impl Fn(&Version) -> bool,
+        limit: Duration,
+        mut tell: impl FnMut(&[Left]),
+    ) -> Result<Drained, GateError> {
+        let sessions = SessionStore::new(&self.store, queue);
+        let began = Moment::now();
+        let mut pause = Duration::from_millis(2);
+        loop {
+            let still = left(&sessions.list().await?, rev, &goes_on);
+            let took = began.elapsed();
+            tell(&still);
+            if still.is_empty() || took >= limit {
+                return Ok(Drained { took, still });
+            }
+            tokio::time::sleep(pause.min(limit.saturating_sub(took))).await;
+            pause = (pause * 3 / 2).min(Duration::from_millis(100));
         }
     }
 }

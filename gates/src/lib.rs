@@ -21,15 +21,17 @@
 //! - [`readiness`] — what speaks against sending tasks to a version; pure
 //! - [`guard`] — is the candidate worse? Statistics; pure
 //! - [`rollback`] — which version a rollback goes to; pure
+//! - [`drain`] — what still runs that the gate would not start now; pure
 //! - [`admin`] — look, change, roll back, wait
 //! - [`watch`] — pushes
 
 pub mod admin;
 pub mod certificate;
 pub mod decide;
+pub mod drain;
 pub mod gate;
-pub mod readiness;
 pub mod guard;
+pub mod readiness;
 pub mod rollback;
 pub mod view;
 pub mod watch;

@@ -46,7 +46,13 @@ impl<'a> Hand<'a> {
     /// Changes the gate; comes back when Redis has said that it is done. Repeating an edit changes nothing more.
     pub async fn turn(&mut self, turn: Turn, raw: bool) {
         let why = format!("chaos-{}", self.flips.len());
-        let fields = fields(turn);
+        let mut fields = fields(turn);
+        // A policy makes a revision each time it is asked for: only of a request that is known by its name can be said how
+        // often that was.
+        if let (Turn::Only { .. }, false) = (turn, raw) {
+            let policy = ["cancel", "revoke", "finish"][self.flips.len() % 3];
+            fields.push(("inflight", policy.to_owned()));
+        }
         let sent = Moment::now().as_nanos();
         let rev = if raw {
             self.edit(&fields, &why).await;

@@ -2,6 +2,8 @@
 //! random moments. Late starts are counted twice: by the harness's own witness, and by the certificate from the log.
 //! The same scenario must fail when a worker misbehaves on purpose.
 
+mod revoke;
+
 use std::time::Duration;
 
 use redis::{Value, aio::MultiplexedConnection};
@@ -26,6 +28,7 @@ const LOG: &str = "sb:log:{test:probe}";
 struct Probe {
     n: u64,
     work_ms: u64,
+    then: String,
 }
 
 impl Task for Probe {
@@ -115,6 +118,7 @@ async fn under_fire(fire: Fire) -> Verdict {
                 let probe = Probe {
                     n: sent,
                     work_ms: if dice.roll(3) == 0 { dice.roll(40) } else { 0 },
+                    then: String::new(),
                 };
                 witness.sending(sent);
                 sent += 1;
@@ -229,7 +233,12 @@ async fn lose(
     // Something may be under way in it: a chance, for a worker without the active version takes nothing.
     for _ in 0..20 {
         witness.sending(*sent);
-        producer.enqueue(&Probe { n: *sent, work_ms: 60 }).await.unwrap();
+        let task = Probe {
+            n: *sent,
+            work_ms: 60,
+            then: String::new(),
+        };
+        producer.enqueue(&task).await.unwrap();
         *sent += 1;
     }
     tokio::time::sleep(Duration::from_millis(10)).await;

@@ -170,7 +170,7 @@ async fn an_invalid_value_is_refused_by_name_and_nothing_changes() {
         ("percent=10", "percent", "10: there is no candidate"),
         ("candidate=v2 percent=101", "percent", "101: not a number from 0 to 100"),
         ("pins=a", "pins", "a: not key=version: a"),
-        ("inflight=cancel", "inflight", "cancel: not one of: finish"),
+        ("inflight=now", "inflight", "now: not one of: finish, cancel, revoke"),
         ("pecent=5", "pecent", "5: unknown field"),
         ("active=v9 paused=1", "active", "v9: unknown version"),
     ] {

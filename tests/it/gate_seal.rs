@@ -337,14 +337,6 @@ async fn bad_pins_are_refused_whole() {
 }
 
 #[tokio::test]
-async fn inflight_knows_finish_only() {
-    let q = TestQueue::seeded().await;
-    assert_eq!(q.edit("active v2 inflight finish").await, "v2");
-    assert_eq!(q.edit("active v1 inflight cancel").await, "v2");
-    assert_eq!(q.human().await, "active=v2 paused=0");
-}
-
-#[tokio::test]
 async fn a_lost_gate_key_leaves_the_sealed_state_in_force_and_is_written_back() {
     let q = TestQueue::seeded().await;
     q.edit("candidate v2 percent 10 paused 1").await;

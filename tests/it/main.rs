@@ -10,6 +10,8 @@ mod enqueue;
 mod gate_change;
 mod gate_seal;
 mod guide;
+mod inflight;
+mod inflight_cli;
 mod limits;
 mod moves;
 mod pool;

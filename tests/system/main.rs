@@ -9,6 +9,7 @@ mod documents;
 mod fixture;
 mod fleet;
 mod footprint;
+mod inflight;
 mod limits;
 mod options;
 mod poison;

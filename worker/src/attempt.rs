@@ -18,7 +18,7 @@ use tracing::{Instrument as _, Span};
 
 use crate::{
     circuits::Permit,
-    ends::{CENTURY, cancelled_unrun, dead_fields, ended_alive, expired, kept, millis, moved, snoozed},
+    ends::{CENTURY, cancelled_unrun, dead_fields, ended_alive, expired, kept, millis, moved, released, snoozed},
     handler::{Context, ErrorKind, Handler, Running, TaskError},
     outcome::{Message, Outcome, Ran},
     pace,
@@ -88,17 +88,17 @@ pub(crate) fn run(session: Arc<Session>, mut task: Claimed) -> impl Future<Outpu
         }
         let outcome = match routed {
             Some(Route::Start(mut start)) => {
-                let (version, beside) = (start.version, start.beside.take());
+                let beside = start.beside.take();
                 let (begun, handler) = begin(&session, &mut task, start);
                 let end = match handler {
                     Ok(handler) => {
-                        let driven = drive(&session, handler, &begun.cancelled, &task.envelope);
+                        let on = (begun.start.version, begun.start.rev);
+                        let driven = drive(&session, handler, &begun.cancelled, &task.envelope, on);
                         driven.instrument(begun.span.clone()).await
                     }
                     Err(end) => end,
                 };
                 let outcome = finish(&session, &task, begun, end);
-                session.board.end(version);
                 drop(beside);
                 outcome
             }
@@ -308,9 +308,10 @@ fn begin<'a>(session: &Arc<Session>, task: &mut Claimed, start: Start<'a>) -> (B
     let attempt = envelope.attempt + 1;
     let cancelled = CancellationToken::new();
     let kept_for = results::kept_for(envelope, session.spec.keep_results);
-    // Entered first, then looked: a mark that comes in between finds the attempt, or the attempt finds it.
-    let run = session.running.add(envelope, &cancelled);
-    if session.cancels.stops(&envelope.id, envelope.enqueued_at_ms) {
+    // Entered first, then looked: a mark or a flip that comes in between finds the attempt, or the attempt finds it.
+    let on = (start.version, start.rev);
+    let run = session.running.add(envelope, on, &cancelled);
+    if session.cancels.stops(&envelope.id, envelope.enqueued_at_ms) || session.stops.ends(on.0, on.1) {
         cancelled.cancel();
     }
     let context = Context {
@@ -397,9 +398,15 @@ fn finish(session: &Session, task: &Claimed, begun: Begun<'_>, end: End) -> Outc
             took,
             rev: start.rev,
             read_us: start.read_us,
+            back: back(envelope),
+            enqueued_at_ms: envelope.enqueued_at_ms,
         })
     };
+    // Its flip stopped it. Then a failure is none, and if its results are revoked an `Ok` is none either.
+    let stopped = session.stops.ends(version, start.rev);
+    let revoked = stopped && session.stops.revokes(version, start.rev);
     let error = match end {
+        End::Ok(_) if revoked => return released(task, ran(Ended::Revoked)),
         End::Ok(returned) => {
             permit.ended(session, None);
             let keep = leaves.keep(envelope, returned, None);
@@ -440,25 +447,16 @@ fn finish(session: &Session, task: &Claimed, begun: Begun<'_>, end: End) -> Outc
                 fate: Some((Fate::Cancelled { else_to }, kept(envelope))),
             };
         }
+        End::Failed(_) if revoked => return released(task, ran(Ended::Revoked)),
+        End::Failed(_) if stopped => return released(task, ran(Ended::Released)),
         End::Abandoned | End::Overstayed => {
-            // P6: an attempt that was cut short by a shutdown is refunded, as is one whose mark was taken back.
-            let fields = kept(envelope);
+            let outcome = released(task, ran(Ended::Released));
             #[cfg(feature = "faults")]
-            let fields = match session.config.faults.release_burns_attempt {
-                true => fields
-                    .into_iter()
-                    .chain([(field::ATTEMPT, attempt.to_string())])
-                    .collect(),
-                false => fields,
+            let outcome = match session.config.faults.release_burns_attempt {
+                true => burnt(outcome, attempt),
+                false => outcome,
             };
-            return Outcome {
-                place,
-                entry,
-                bytes,
-                ran: ran(Ended::Released),
-                fate: Some((Fate::Move { to: back(envelope) }, fields)),
-                keep: None,
-            };
+            return outcome;
         }
         End::Failed(error) => error,
     };
@@ -516,11 +514,20 @@ fn finish(session: &Session, task: &Claimed, begun: Begun<'_>, end: End) -> Outc
     }
 }
 
+/// Fault for tests: counts an attempt that was given back.
+#[cfg(feature = "faults")]
+fn burnt(mut outcome: Outcome, attempt: u32) -> Outcome {
+    if let Some((_, fields)) = &mut outcome.fate {
+        fields.push((field::ATTEMPT, attempt.to_string()));
+    }
+    outcome
+}
+
 enum End {
     Ok(Option<Returned>),
     Failed(TaskError),
     Abandoned,
-    /// Its task was cancelled, and its handler did not end in time.
+    /// Its task was cancelled or its flip stopped it, and its handler did not end in time.
     Overstayed,
 }
 
@@ -530,6 +537,7 @@ fn drive<'a>(
     handler: Running,
     cancelled: &'a CancellationToken,
     task: &'a Envelope,
+    on: (&'a Version, u64),
 ) -> impl Future<Output = End> + Send + 'a {
     let timeout = session.spec.timeout;
     // P7: nor does one that panics while running, or while dropped.
@@ -547,7 +555,7 @@ fn drive<'a>(
                 }
             },
             () = session.abandon.cancelled() => End::Abandoned,
-            () = session.overstayed(cancelled, task) => End::Overstayed,
+            () = session.overstayed(cancelled, task, on) => End::Overstayed,
         }
     });
     let ended = guarded.catch_unwind();

@@ -14,7 +14,7 @@ use std::{
 };
 
 use switchback_common::{
-    StoreError, TaskId,
+    StoreError, TaskId, Version,
     clock::Moment,
     envelope::Envelope,
     store::{
@@ -104,16 +104,17 @@ impl Cancels {
 }
 
 impl Session {
-    /// Takes a gate read in, and the marks that it speaks of. Without new marks it costs a comparison.
+    /// Takes a gate read in, and the marks and flips that it speaks of. Without news it costs two comparisons.
     ///
     /// # Errors
     /// When Redis was needed and did not answer: start nothing.
     pub(crate) async fn obey(&self, read: GateRead) -> Result<Verdict, StoreError> {
         let verdict = self.view.obey(read).await?;
-        if let Verdict::Obey(obeyed) = &verdict
-            && self.cancels.known.load(Ordering::Acquire) != obeyed.signals.cancels
-        {
-            self.learn_cancels(obeyed.signals.cancels).await?;
+        if let Verdict::Obey(obeyed) = &verdict {
+            if self.cancels.known.load(Ordering::Acquire) != obeyed.signals.cancels {
+                self.learn_cancels(obeyed.signals.cancels).await?;
+            }
+            self.obey_stops(obeyed.signals.stops).await?;
         }
         Ok(verdict)
     }
@@ -138,10 +139,11 @@ impl Session {
         Ok(())
     }
 
-    /// Passes when the handler of a cancelled task has had time enough to end after it was told.
-    pub(crate) async fn overstayed(&self, token: &CancellationToken, task: &Envelope) {
+    /// Passes when the handler of a cancelled task, or of one that a flip stopped, has had time enough to end after it was
+    /// told. `on`: what it runs on, and the revision that said so.
+    pub(crate) async fn overstayed(&self, token: &CancellationToken, task: &Envelope, on: (&Version, u64)) {
         token.cancelled().await;
-        if self.cancels.stops(&task.id, task.enqueued_at_ms) {
+        if self.cancels.stops(&task.id, task.enqueued_at_ms) || self.stops.ends(on.0, on.1) {
             // Boxed: rare, and every attempt would carry its size.
             Box::pin(tokio::time::sleep(self.config.grace.min(GRACE))).await;
         } else {

@@ -38,6 +38,14 @@ pub(crate) fn kept(envelope: &Envelope) -> Vec<(&'static str, String)> {
     fields
 }
 
+/// The same of a task whose attempt is over. Its id is given whether or not the entry carries one: it is the same.
+pub(crate) fn given_back(ran: &Ran) -> Vec<(&'static str, String)> {
+    vec![
+        (field::ENQUEUED_AT, ran.enqueued_at_ms.to_string()),
+        (field::ID, ran.task.to_string()),
+    ]
+}
+
 /// What a dead letter carries beside its own fields.
 pub(crate) fn dead_fields(
     session: &Session,
@@ -66,6 +74,15 @@ pub(crate) fn moved(task: &Claimed, to: usize) -> Outcome {
         ran: None,
         fate: Some((Fate::Move { to }, kept(&task.envelope))),
         keep: None,
+    }
+}
+
+/// A task whose attempt is not to count goes back as it was (P6): it was cut short by a shutdown, its mark was taken back,
+/// or its flip stopped or revoked it.
+pub(crate) fn released(task: &Claimed, ran: Option<Ran>) -> Outcome {
+    Outcome {
+        ran,
+        ..moved(task, back(&task.envelope))
     }
 }
 

@@ -11,6 +11,8 @@ pub struct Faults {
     pub skip_start_check: bool,
     /// P4: settle whether or not the lease is there.
     pub settle_ignores_lease: bool,
+    /// P3: settle whether or not a flip revoked the results.
+    pub settle_ignores_revoke: bool,
     /// P1: acknowledge what a lost session held, and put it nowhere.
     pub reap_drops: bool,
     /// P1: never look for a claim whose reply was lost.
@@ -43,6 +45,7 @@ impl Faults {
                 "gate_before_claim" => &mut faults.gate_before_claim,
                 "skip_start_check" => &mut faults.skip_start_check,
                 "settle_ignores_lease" => &mut faults.settle_ignores_lease,
+                "settle_ignores_revoke" => &mut faults.settle_ignores_revoke,
                 "reap_drops" => &mut faults.reap_drops,
                 "never_find" => &mut faults.never_find,
                 "drop_outcomes" => &mut faults.drop_outcomes,

@@ -82,6 +82,7 @@ mod running;
 mod session;
 mod slots;
 mod starts;
+mod stops;
 mod streams;
 mod suspects;
 pub mod worker;

@@ -46,4 +46,7 @@ pub(crate) struct Ran {
     pub(crate) took: Duration,
     pub(crate) rev: u64,
     pub(crate) read_us: u64,
+    /// Where the task goes if the attempt is not to count, and since when it is known (ms).
+    pub(crate) back: usize,
+    pub(crate) enqueued_at_ms: u64,
 }

@@ -40,6 +40,7 @@ use crate::{
     session::{Floors, Held, RedisClock, Session},
     slots::Slots,
     starts::StartBoard,
+    stops::Stops,
     streams::Streams,
     suspects::{Company, Suspects},
 };
@@ -193,6 +194,7 @@ async fn try_begin(
         pacer: Pacer::default(),
         held: Held::default(),
         cancels: Cancels::new(),
+        stops: Stops::new(),
         running: Running::default(),
         reported: Notify::new(),
         clock: RedisClock::new(),

@@ -22,6 +22,9 @@ struct Run {
     serial: u64,
     id: TaskId,
     enqueued_at_ms: u64,
+    /// What it runs on, and the revision that said so.
+    version: Version,
+    rev: u64,
     token: CancellationToken,
     /// Only of those that reported something.
     said: Option<Box<Said>>,
@@ -61,12 +64,14 @@ impl Running {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters an attempt; `token` tells its handler to end.
-    pub(crate) fn add(&self, task: &Envelope, token: &CancellationToken) -> RunId {
+    /// Enters an attempt, decided for `version` under `rev`; `token` tells its handler to end.
+    pub(crate) fn add(&self, task: &Envelope, (version, rev): (&Version, u64), token: &CancellationToken) -> RunId {
         let mut run = Run {
             serial: 0,
             id: task.id.clone(),
             enqueued_at_ms: task.enqueued_at_ms,
+            version: version.clone(),
+            rev,
             token: token.clone(),
             said: None,
         };
@@ -114,6 +119,18 @@ impl Running {
                 run.token.cancel();
             }
         }
+    }
+
+    /// Tells those to end whose version and revision `stops` speaks of. Returns how many were not told before.
+    pub(crate) fn stop_decided(&self, stops: impl Fn(&Version, u64) -> bool) -> usize {
+        let mut told = 0;
+        for run in self.places().runs.iter().flatten() {
+            if !run.token.is_cancelled() && stops(&run.version, run.rev) {
+                run.token.cancel();
+                told += 1;
+            }
+        }
+        told
     }
 
     /// Notes what an attempt says; `false` if it has ended.
@@ -206,6 +223,10 @@ mod tests {
         Envelope::decode(0, StreamId::default(), fields, 10).unwrap()
     }
 
+    fn v1() -> Version {
+        "v1".parse().unwrap()
+    }
+
     fn said(done: u64) -> Said {
         Said {
             progress: Progress {
@@ -223,28 +244,37 @@ mod tests {
     fn whoever_has_ended_speaks_for_nobody_else() {
         let running = Running::default();
         let (one, two) = (CancellationToken::new(), CancellationToken::new());
-        let first = running.add(&task("x"), &one);
+        let first = running.add(&task("x"), (&v1(), 1), &one);
         assert!(running.say(first, said(1)));
         assert_eq!(running.remove(first).map(|p| p.done), Some(1));
-        let second = running.add(&task("y"), &two);
+        let second = running.add(&task("y"), (&v1(), 1), &two);
         assert_eq!(second.place, first.place, "places are used again");
         assert!(!running.say(first, said(9)));
         running.stop(|id, _| *id == "y".parse().unwrap());
         assert!(two.is_cancelled() && !one.is_cancelled());
         assert_eq!(running.remove(second), None);
+        let (old, new) = (CancellationToken::new(), CancellationToken::new());
+        let runs = [
+            running.add(&task("old"), (&v1(), 6), &old),
+            running.add(&task("new"), (&v1(), 7), &new),
+        ];
+        let before = |version: &Version, rev| *version == v1() && rev < 7;
+        assert_eq!((running.stop_decided(before), running.stop_decided(before)), (1, 0));
+        assert!(old.is_cancelled() && !new.is_cancelled());
+        let _ = runs.map(|run| running.remove(run));
         let three = CancellationToken::new();
-        running.add(&task("z"), &three);
+        running.add(&task("z"), (&v1(), 1), &three);
         running.stop_all();
         assert!(three.is_cancelled(), "told to end");
         let late = CancellationToken::new();
-        running.add(&task("late"), &late);
+        running.add(&task("late"), (&v1(), 1), &late);
         assert!(late.is_cancelled(), "as is whoever comes later");
     }
 
     #[test]
     fn the_latest_word_is_written_once() {
         let running = Running::default();
-        let run = running.add(&task("x"), &CancellationToken::new());
+        let run = running.add(&task("x"), (&v1(), 1), &CancellationToken::new());
         assert!(running.say(run, said(1)) && running.say(run, said(2)));
         let (reports, all) = running.unwritten();
         assert!(

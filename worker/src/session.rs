@@ -26,6 +26,7 @@ use crate::{
     running::Running,
     slots::Slots,
     starts::StartBoard,
+    stops::Stops,
     streams::Streams,
     suspects::{Company, Suspects},
 };
@@ -112,6 +113,7 @@ pub(crate) struct Session {
     pub(crate) pacer: Pacer,
     pub(crate) held: Held,
     pub(crate) cancels: Cancels,
+    pub(crate) stops: Stops,
     pub(crate) running: Running,
     pub(crate) clock: RedisClock,
     pub(crate) floors: Floors,

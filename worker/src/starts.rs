@@ -31,7 +31,10 @@ struct State {
     lease_until: Moment,
     /// The session's tasks were given to others. Irrevocable.
     lost: bool,
+    /// Begun and not settled: what may still come of an attempt is in Redis when it is not counted any more.
     running: BTreeMap<Version, u32>,
+    /// Somebody waits for the last of these.
+    awaited: Vec<Version>,
 }
 
 /// Why an attempt may not begin.
@@ -59,6 +62,7 @@ impl StartBoard {
                 lease_until,
                 lost: false,
                 running: BTreeMap::new(),
+                awaited: Vec::new(),
             }),
         }
     }
@@ -107,11 +111,28 @@ impl StartBoard {
         Ok(now)
     }
 
-    /// Ends an attempt that had begun.
-    pub(crate) fn end(&self, version: &Version) {
-        if let Some(n) = self.state().running.get_mut(version) {
-            *n = n.saturating_sub(1);
+    /// Ends attempts that had begun. Returns whether one of them was the last of a version that somebody waits for.
+    pub(crate) fn end<'a>(&self, versions: impl Iterator<Item = &'a Version>) -> bool {
+        let mut state = self.state();
+        let State { running, awaited, .. } = &mut *state;
+        let mut last = false;
+        for version in versions {
+            if let Some(n) = running.get_mut(version) {
+                *n = n.saturating_sub(1);
+                last |= *n == 0 && awaited.contains(version);
+            }
         }
+        last
+    }
+
+    /// Waits for the last attempt of every version of which `goes_on` does not say that more may start. Returns whether
+    /// one of those runs.
+    pub(crate) fn await_last(&self, goes_on: impl Fn(&Version) -> bool) -> bool {
+        let mut state = self.state();
+        let State { running, awaited, .. } = &mut *state;
+        let withdrawn = running.iter().filter(|(version, n)| **n > 0 && !goes_on(version));
+        *awaited = withdrawn.map(|(version, _)| version.clone()).collect();
+        !awaited.is_empty()
     }
 
     /// Forbids starts decided under a revision before `rev`. Returns whether that is news.
@@ -206,7 +227,11 @@ mod tests {
         board.begin(0, Moment::now(), &v1).unwrap();
         board.begin(0, Moment::now(), &v2).unwrap();
         board.begin(0, Moment::now(), &v2).unwrap();
-        board.end(&v1);
-        assert_eq!(board.report(), (0, [(v2, 2)].into()));
+        assert!(!board.end([&v1].into_iter()), "nobody waits for it");
+        assert_eq!(board.report(), (0, [(v2.clone(), 2)].into()));
+        assert!(board.await_last(|version| *version == v1));
+        assert!(!board.end([&v2].into_iter()), "one more runs");
+        assert!(board.end([&v2].into_iter()), "the last one");
+        assert!(!board.await_last(|version| *version == v1));
     }
 }

@@ -13,7 +13,7 @@ pub(crate) enum GateVerb {
     /// Show the gate in force, who set it, and who obeys it.
     #[command(after_long_help = "\
 JSON: {queue, namespace, task_type, rev, gate: {active, candidate|null, percent, pins: {key: version},
-  targets: {HEADER:VALUE: version}, paused}, changed: {at, at_us, by, why, source}|null,
+  targets: {HEADER:VALUE: version}, paused}, changed: {at, at_us, by, why, source, inflight: finish|cancel|revoke}|null,
   versions: [{version, routed, live_workers, running}],
   live_workers, confirmed, hints: [{level: critical|warning|info, code, text}]}")]
     Show {
@@ -29,12 +29,16 @@ JSON: {queue, namespace, task_type, rev, gate: {active, candidate|null, percent,
     Set {
         #[arg(value_name = "TYPE")]
         task_type: TaskType,
-        /// What to change, e.g. `candidate=v2 percent=10`.
-        #[arg(required = true, value_name = "FIELD=VALUE", value_parser = field)]
+        /// What to change, e.g. `candidate=v2 percent=10`. With --inflight it may be nothing.
+        #[arg(required_unless_present = "inflight", value_name = "FIELD=VALUE", value_parser = field)]
         fields: Vec<(&'static str, String)>,
         /// Obey even if the version is not ready. What speaks against it goes into the history.
         #[arg(long)]
         force: bool,
+        /// What becomes of attempts that run on versions which no task may be routed to any more, whichever change
+        /// withdrew them.
+        #[arg(long, value_enum, default_value_t = InFlight::Finish, value_name = "POLICY")]
+        inflight: InFlight,
         #[command(flatten)]
         change: Change,
     },
@@ -72,6 +76,9 @@ malformed: not JSON, which no version can read. left_out: tasks too large for th
         /// The version to go to.
         #[arg(long, value_name = "VERSION")]
         to: Option<Version>,
+        /// What becomes of attempts that run on other versions, whichever change withdrew those.
+        #[arg(long, value_enum, default_value_t = InFlight::Finish, value_name = "POLICY")]
+        inflight: InFlight,
         #[command(flatten)]
         change: Change,
     },
@@ -108,13 +115,47 @@ JSON: [{entry, kind: change|refused|note|restored, rev, at, at_us, source, by, w
 }
 
 const CHANGE_JSON: &str = "\
-JSON: {queue, changed, dry_run, rev, before: gate|null, after: gate, dropped: {field: value}|null, warnings: [text],
+JSON: {queue, changed, dry_run, rev, before: gate|null, after: gate, inflight: finish|cancel|revoke,
+  dropped: {field: value}|null, warnings: [text],
   confirmation: {confirmed, total, took_us, running: {version: attempts},
-                 missing: [{session, host, pid, rev|null}]}|null}
-  where gate = {active, candidate|null, percent, pins: {key: version}, targets: {HEADER:VALUE: version}, paused}";
+                 missing: [{session, host, pid, rev|null}],
+                 drain: {drained, took_us, still: [{session, host|null, pid|null, version, attempts|null,
+                                                    state: running|unconfirmed|lost}]}|null}|null}
+  where gate = {active, candidate|null, percent, pins: {key: version}, targets: {HEADER:VALUE: version}, paused}
+attempts: at most so many; null: nobody knows. lost: its lease ran out and its tasks are not recovered yet.";
+
+/// What becomes of attempts that run on withdrawn versions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum InFlight {
+    /// They go on, and their results count.
+    Finish,
+    /// Their handlers are told to end and have 5 s; whoever does not succeed runs again where the gate says now, and the
+    /// attempt does not count.
+    Cancel,
+    /// As cancel, and no result counts any more, from the moment of the change: all of them run again.
+    Revoke,
+}
+
+impl InFlight {
+    /// As the gate's field has it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Finish => "finish",
+            Self::Cancel => "cancel",
+            Self::Revoke => "revoke",
+        }
+    }
+
+    /// The field to set, if any.
+    pub(crate) fn field(self) -> Option<(&'static str, String)> {
+        (self != Self::Finish).then(|| ("inflight", self.word().to_owned()))
+    }
+}
 
 /// Options of every change of a gate.
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("waits").args(["wait", "drain"]).multiple(true))]
 pub(crate) struct Change {
     /// Why: goes into the history.
     #[arg(long, value_name = "TEXT")]
@@ -128,8 +169,12 @@ pub(crate) struct Change {
     /// Wait until every live worker obeys; if not all do in time, exit with 6 and say who.
     #[arg(long)]
     pub(crate) wait: bool,
-    /// How long to wait, e.g. 10s, 500ms, 2m.
-    #[arg(long, default_value = "10s", requires = "wait", value_name = "DURATION", value_parser = duration)]
+    /// --wait, and then until nothing runs any more on versions that the change withdrew; after a pause, until nothing runs.
+    /// If something still runs when the time is up, exit with 6 and say where.
+    #[arg(long)]
+    pub(crate) drain: bool,
+    /// How long to wait in all, e.g. 10s, 500ms, 2m.
+    #[arg(long, default_value = "10s", requires = "waits", value_name = "DURATION", value_parser = duration)]
     pub(crate) timeout: Duration,
     /// Show before and after, change nothing.
     #[arg(long)]
@@ -155,6 +200,7 @@ fn field(word: &str) -> Result<(&'static str, String), String> {
         .ok_or_else(|| format!("not FIELD=VALUE; fields: {fields}"))?;
     match FIELDS.into_iter().find(|field| *field == name) {
         Some(field) => Ok((field, value.trim().to_owned())),
+        None if name == "inflight" => Err("for `inflight` there is --inflight finish|cancel|revoke".to_owned()),
         None if name == "only" => Err("for `only` there is `switchback gate rollback TYPE --to VERSION`".to_owned()),
         None => Err(format!("unknown field; fields: {fields}")),
     }

@@ -20,17 +20,30 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: GateVerb) -> 
             task_type,
             fields,
             force,
+            inflight,
             change,
         } => {
             let fields = set::checked(fields)?;
-            set::set(context, out, &context.queue(task_type), fields, force, &change).await
+            set::set(
+                context,
+                out,
+                &context.queue(task_type),
+                fields,
+                force,
+                inflight,
+                &change,
+            )
+            .await
         }
         GateVerb::Check { task_type, to, percent } => {
             check::check(context, out, &context.queue(task_type), &to, percent).await
         }
-        GateVerb::Rollback { task_type, to, change } => {
-            rollback::rollback(context, out, &context.queue(task_type), to, &change).await
-        }
+        GateVerb::Rollback {
+            task_type,
+            to,
+            inflight,
+            change,
+        } => rollback::rollback(context, out, &context.queue(task_type), to, inflight, &change).await,
         GateVerb::Pause { task_type, change } => {
             set::pause(context, out, &context.queue(task_type), "1", &change).await
         }

@@ -45,6 +45,12 @@ pub enum Ended {
 }
 
 impl Ended {
+    /// Whether something became of the task that the attempt brought about: what a flip can revoke.
+    #[must_use]
+    pub fn is_result(self) -> bool {
+        matches!(self, Self::Done | Self::Retried | Self::Dead | Self::Snoozed)
+    }
+
     /// The word in counters and logs.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -40,6 +40,11 @@ pub struct SessionRecord {
     pub started_ms: u64,
 }
 
+/// What workers of this release know beyond those of the first: a session's record names it, so that whoever changes a
+/// gate can say who will not obey. `inflight`: they end what a flip cancels, and their results can be revoked.
+const KNOWS: [&str; 1] = [INFLIGHT];
+const INFLIGHT: &str = "inflight";
+
 /// How joining went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Joined {
@@ -116,6 +121,8 @@ pub struct SessionInfo {
     pub id: SessionId,
     /// Who it is; `None` if the record is unreadable.
     pub record: Option<SessionRecord>,
+    /// Whether it obeys `cancel` and `revoke`: an older release does not.
+    pub knows_inflight: bool,
     /// The revision it obeys, if it has published one.
     pub rev: Option<u64>,
     /// JSON: attempts running per version, as last published.
@@ -208,10 +215,11 @@ impl SessionStore {
         {
             call.key(self.key(&key));
         }
-        let json = serde_json::to_string(record).unwrap_or_default();
+        let mut json = serde_json::to_value(record).unwrap_or_default();
+        json["knows"] = KNOWS.as_slice().into();
         call.arg(session.as_str())
             .arg(millis(lease))
-            .arg(json)
+            .arg(json.to_string())
             .arg(clip(&record.build, MAX_BUILD_BYTES))
             .arg(queue.to_string())
             .arg(if builds == Builds::Several { "allow" } else { "" });
@@ -444,6 +452,7 @@ impl SessionStore {
             let part = |suffix: &str| field(&fields, &format!("{id}{suffix}"));
             SessionInfo {
                 record: part("").and_then(|json| serde_json::from_slice(json).ok()),
+                knows_inflight: part("").is_some_and(|json| knows(json, INFLIGHT)),
                 rev: part(":rev").and_then(|v| std::str::from_utf8(v).ok()?.parse().ok()),
                 running: field_text(&fields, &format!("{id}:running")),
                 open: field_text(&fields, &format!("{id}:open"))
@@ -461,6 +470,12 @@ impl SessionStore {
         });
         Ok(sessions.collect())
     }
+}
+
+fn knows(record: &[u8], what: &str) -> bool {
+    let record: serde_json::Value = serde_json::from_slice(record).unwrap_or_default();
+    let known = record["knows"].as_array();
+    known.is_some_and(|known| known.iter().any(|word| word == what))
 }
 
 impl Suspect {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     id::{SessionId, StreamId, TaskId},
-    name::Queue,
+    name::{Queue, Version},
 };
 
 /// Most entries in one `done` group: well inside Lua's unpack limit.
@@ -79,6 +79,9 @@ pub struct DoneGroup {
 /// A batch to settle.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
+    /// Of each version whose attempts have results in this batch, the lowest gate revision that decided one of those: a
+    /// revoked result has no effect.
+    pub results: Vec<(Version, u64)>,
     /// Plain `done`, by stream.
     pub done: Vec<DoneGroup>,
     /// Everything else.
@@ -107,6 +110,8 @@ pub enum Settled {
     },
     /// The lease is not there: nothing was done.
     NoLease,
+    /// A flip revoked results of these versions that were decided under an earlier revision than this: nothing was done.
+    Revoked(Vec<(Version, u64)>),
 }
 
 const STATS_TTL: Duration = Duration::from_secs(25 * 3600);
@@ -118,7 +123,7 @@ pub struct Settler {
     store: Store,
     queue: Queue,
     session: SessionId,
-    fixed: [String; 6],
+    fixed: [String; 7],
     cancel: String,
     streams: Vec<String>,
 }
@@ -144,6 +149,7 @@ impl Settler {
                 render(Key::Delayed(queue.clone())),
                 render(Key::Envelope(queue.clone())),
                 render(Key::Dead(queue.clone())),
+                render(Key::GateState(queue.clone())),
             ],
             cancel: render(Key::Cancel(queue.clone())),
             store: store.clone(),
@@ -200,6 +206,10 @@ impl Settler {
             .arg(&batch.attempts)
             .arg(batch.tip.to_string())
             .arg(STATS_TTL.as_secs());
+        call.arg(batch.results.len());
+        for (version, rev) in &batch.results {
+            call.arg(version.as_str()).arg(rev);
+        }
         call.arg(batch.floors.len());
         for (stream, floor) in &batch.floors {
             call.arg(stream + 1).arg(floor.to_string());
@@ -242,6 +252,9 @@ impl Settler {
         if word == "no_lease" {
             return Ok(Settled::NoLease);
         }
+        if word == "revoked" {
+            return revoked(rest).map(Settled::Revoked);
+        }
         let acked = rest
             .map(|v| reply::count("settle", &v))
             .collect::<Result<Vec<u64>, _>>()?;
@@ -251,4 +264,14 @@ impl Settler {
             singles: singles.iter().map(|&n| n == 1).collect(),
         })
     }
+}
+
+fn revoked(mut pairs: std::vec::IntoIter<redis::Value>) -> Result<Vec<(Version, u64)>, StoreError> {
+    let mut out = Vec::new();
+    while let (Some(version), Some(rev)) = (pairs.next(), pairs.next()) {
+        let version = reply::text("settle", version)?;
+        let version = Version::new(&version).map_err(|_| reply::unexpected("settle", &redis::Value::Nil))?;
+        out.push((version, reply::count("settle", &rev)?));
+    }
+    Ok(out)
 }

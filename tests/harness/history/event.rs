@@ -155,6 +155,9 @@ pub struct Revision {
     pub before: String,
     /// People's fields after, JSON.
     pub after: String,
+    /// What became of what ran on withdrawn versions, if it did not just finish.
+    #[serde(default)]
+    pub inflight: String,
 }
 
 /// A task found in Redis at the end, and not settled.

@@ -22,6 +22,7 @@ pub(super) const ALL: &[Invariant] = &[
     once::only_failures_count,
     fence::nothing_starts_late,
     fence::decisions_are_the_gates,
+    fence::what_was_revoked_does_not_count,
     fence::zombies_do_nothing,
     gate::every_change_explains_itself,
     gate::the_gate_never_goes_back,

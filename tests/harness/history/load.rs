@@ -206,6 +206,7 @@ fn revision(fields: &Fields) -> Revision {
         why: text(fields, "why"),
         before: text(fields, "before"),
         after: text(fields, "after"),
+        inflight: text(fields, "inflight"),
     }
 }
 

@@ -38,6 +38,7 @@ impl Book {
             why: why.to_owned(),
             before: before.to_owned(),
             after: after.to_owned(),
+            inflight: if why == "revoke" { why } else { "" }.to_owned(),
         }));
     }
 
@@ -138,16 +139,19 @@ fn good() -> Vec<Event> {
     book.enqueue(7, "", Outcome::Unknown);
     book.enqueue(8, "", Outcome::Refused);
     book.enqueue(9, "", Outcome::Unknown);
+    book.enqueue(10, "", Outcome::Acknowledged);
     book.revision(1, 100, "first version", "", V1);
     book.revision(2, 2_005, "flip-1", V1, V2);
     book.revision(3, 3_005, "flip-2", V2, HELD);
     book.revision(4, 3_505, "flip-3", HELD, V2);
+    book.revision(5, 3_705, "revoke", V2, V2);
     book.flip(2_000, "flip-1", &["v2"], Some(2));
     book.flip(3_000, "flip-2", &[], None);
     book.flip(3_500, "flip-3", &["v2"], None);
+    book.flip(3_700, "revoke", &["v2"], Some(5));
     book.log(200, "s1", What::Joined);
     book.log(201, "s2", What::Joined);
-    let (v1, v2, again) = (("v1", 1), ("v2", 2), ("v2", 4));
+    let (v1, v2, again, late) = (("v1", 1), ("v2", 2), ("v2", 4), ("v2", 5));
     book.attempt(1_000, 1, ("main", "1-0"), 1, 0, v1, "s1", Some(Ended::Done));
     book.attempt(1_050, 2, ("main", "2-0"), 1, 0, v1, "s1", Some(Ended::Retried));
     book.attempt(1_060, 3, ("main", "3-0"), 1, 0, v1, "s1", None);
@@ -169,6 +173,13 @@ fn good() -> Vec<Event> {
     book.attempt(2_200, 4, ("head", "44-0"), 1, 0, v2, "s2", Some(Ended::Done));
     book.attempt(2_300, 5, ("main", "55-0"), 2, 0, v2, "s2", Some(Ended::Dead));
     book.attempt(3_600, 3, ("head", "33-0"), 1, 1, again, "s2", Some(Ended::Done));
+    // It ran all the time, and its result was refused.
+    book.attempt(1_500, 10, ("main", "10-0"), 1, 0, v1, "s2", Some(Ended::Revoked));
+    let Some(Event::Log(line)) = book.0.last_mut() else {
+        unreachable!()
+    };
+    line.order = (3_800, 0);
+    book.attempt(3_900, 10, ("head", "100-0"), 1, 0, late, "s2", Some(Ended::Done));
     book.log(4_000, "s2", What::Left);
     book.dead(5, "attempts", 2);
     book.dead(6, "rejected", 1);
@@ -350,7 +361,7 @@ const SPOILT: &[(&str, Breach, Spoil)] = &[
     }),
     ("a change recorded twice", Breach::ChangeAmiss, |e| {
         let twice = Revision {
-            rev: 5,
+            rev: 6,
             before: V2.to_owned(),
             after: HELD.to_owned(),
             at_us: 9_000_000,
@@ -421,6 +432,21 @@ const SPOILT: &[(&str, Breach, Spoil)] = &[
         let start = find_start(e, "55-0");
         (start.version, start.rev, start.at) = ("v1".to_owned(), 1, 2_300 * MS);
     }),
+    (
+        "a result that counts although it was revoked",
+        Breach::RevokedCounts,
+        |e| row(e, "10-0").3 = Ended::Done,
+    ),
+    (
+        "a failure that counts although it was revoked",
+        Breach::RevokedCounts,
+        |e| row(e, "10-0").3 = Ended::Retried,
+    ),
+    (
+        "settled only after the flip that revoked it",
+        Breach::RevokedCounts,
+        |e| settle(e, "1-0").order = (3_950, 0),
+    ),
     ("an attempt in the log on another version", Breach::Misrecorded, |e| {
         let What::Settled { groups, .. } = &mut settle(e, "1-0").what else {
             unreachable!()
@@ -581,7 +607,7 @@ fn whatever_is_dropped_is_missed() {
         let dropped = events.remove(n);
         let missed = match &dropped {
             // Refused, or without a reply and never seen: there is no task.
-            Event::Enqueue(enqueue) => enqueue.n < 8,
+            Event::Enqueue(enqueue) => enqueue.n < 8 || enqueue.n == 10,
             // Recovered: nobody says that it had started.
             Event::Start(start) => start.place.entry != "3-0",
             Event::Log(line) => line.what != What::Left,

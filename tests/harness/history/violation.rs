@@ -57,6 +57,8 @@ pub enum Breach {
     Misrouted,
     /// The log tells another version, revision or gate read of an attempt than the process that ran it.
     Misrecorded,
+    /// The result of an attempt took effect after a flip had revoked it.
+    RevokedCounts,
     /// A session settled after it was declared lost, or after it had ended.
     ZombieSettled,
     /// A session started a task by a gate read made after it was declared lost.
@@ -106,7 +108,8 @@ impl Breach {
             | Self::StartedPastTtl
             | Self::LateByCertificate
             | Self::Misrouted
-            | Self::Misrecorded => Promise::P3,
+            | Self::Misrecorded
+            | Self::RevokedCounts => Promise::P3,
             Self::ZombieSettled | Self::ZombieStarted | Self::TakenFromTheLiving => Promise::P4,
             Self::NotRedecided => Promise::P5,
             Self::AttemptBurnt | Self::WrongAttempt | Self::GaveUpEarly => Promise::P6,

@@ -13,6 +13,8 @@ use crate::session::Session;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_millis(1);
+/// How often while attempts run that a flip left behind: somebody may wait for them to end.
+const LOOK_OFTEN: Duration = Duration::from_millis(250);
 /// Lanes are swept when the gate changes, a moment later: everybody's word that it is obeyed comes first.
 const SWEEP_AFTER: Duration = Duration::from_millis(25);
 /// And this often otherwise, for what a slow worker handed over late.
@@ -23,9 +25,13 @@ pub(crate) async fn run(session: Arc<Session>) {
     let mut published: Option<(u64, BTreeMap<Version, u32>)> = None;
     let mut sweep_at = Moment::now();
     let mut grumbled = false;
+    let mut every = LOOK_EVERY;
     while !session.board.is_lost() {
         match look(&session, &mut published, &mut sweep_at).await {
-            Ok(()) => grumbled = false,
+            Ok(left_behind) => {
+                grumbled = false;
+                every = if left_behind { LOOK_OFTEN } else { LOOK_EVERY };
+            }
             Err(error) if !grumbled => {
                 grumbled = true;
                 session.pulse.trouble(&error);
@@ -35,21 +41,27 @@ pub(crate) async fn run(session: Arc<Session>) {
         }
         tokio::select! {
             () = session.gate_touched.notified() => {}
-            () = tokio::time::sleep(sweep_at.since(Moment::now()).clamp(MOMENT, LOOK_EVERY)) => {}
+            () = tokio::time::sleep(sweep_at.since(Moment::now()).clamp(MOMENT, every)) => {}
         }
     }
 }
 
+/// Looks once. Returns whether attempts run that the gate would not start now.
 async fn look(
     session: &Session,
     published: &mut Option<(u64, BTreeMap<Version, u32>)>,
     sweep_at: &mut Moment,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let Some(obeyed) = session.reader.read_after(session, Moment::now()).await? else {
-        return Ok(());
+        return Ok(false);
     };
     session.board.obey(obeyed.ruling.rev);
     session.probes.heard(obeyed.signals.probe, obeyed.time_us);
+    // Before the count is read: whatever ends after that is the last one, and calls.
+    let gate = &obeyed.ruling.gate;
+    let left_behind = session
+        .board
+        .await_last(|version| !gate.paused && gate.reaches(version));
     // Read after `obey`: from here on nothing starts under an older revision, so saying so is true.
     let report = session.board.report();
     let news = published.as_ref().is_none_or(|(rev, _)| *rev < report.0);
@@ -57,7 +69,7 @@ async fn look(
         let running = serde_json::to_string(&report.1).unwrap_or_default();
         if session.sessions.publish(&session.id, report.0, &running).await? == Lives::Lost {
             session.lose();
-            return Ok(());
+            return Ok(false);
         }
         *published = Some(report);
     }
@@ -69,7 +81,7 @@ async fn look(
         sweep(session, &obeyed.ruling.gate).await?;
         *sweep_at = Moment::now() + SWEEP_EVERY;
     }
-    Ok(())
+    Ok(left_behind)
 }
 
 /// P5: tasks in lanes that nobody is routed to any more go back and pass the gate again.

@@ -39,7 +39,7 @@ pub(crate) async fn run(session: Arc<Session>, mut messages: mpsc::UnboundedRece
                 gathered.push(message);
             }
         }
-        let outcomes: Vec<Outcome> = gathered
+        let mut outcomes: Vec<Outcome> = gathered
             .drain(..)
             .filter_map(|message| match message {
                 Message::Outcome(outcome) => Some(outcome),
@@ -52,12 +52,23 @@ pub(crate) async fn run(session: Arc<Session>, mut messages: mpsc::UnboundedRece
             .collect();
         let retries = outcomes.iter().any(|o| matches!(o.fate, Some((Fate::Retry { .. }, _))));
         let died = outcomes.iter().any(|o| matches!(o.fate, Some((Fate::Dead, _))));
-        let mut rest = outcomes.as_slice();
+        session.take_back_revoked(&mut outcomes);
+        let mut rest = outcomes.as_mut_slice();
         // Also with no outcome at all: the batch of a lone `Trim` carries the floors.
         loop {
-            let (part, later) = rest.split_at(fitting(rest));
-            settle(&session, &mut settler, part).await;
+            let fits = fitting(rest);
+            if let After::Revoked = settle(&session, &mut settler, &rest[..fits]).await {
+                // P10: what was done and lay where it was goes back into line now, and has a weight.
+                session.take_back_revoked(rest);
+                continue;
+            }
+            let (part, later) = rest.split_at_mut(fits);
             session.held.remove(part.iter().map(|o| (o.place, o.entry)));
+            let ended = part.iter().filter_map(|o| o.ran.as_ref());
+            if session.board.end(ended.map(|ran| &ran.version)) {
+                // The last of a withdrawn version: somebody may wait for that word.
+                session.gate_touched.notify_one();
+            }
             session.slots.settled(part.len());
             rest = later;
             if rest.is_empty() {
@@ -84,18 +95,31 @@ fn fitting(outcomes: &[Outcome]) -> usize {
     light.count().max(1).min(outcomes.len())
 }
 
-async fn settle(session: &Session, settler: &mut Option<(usize, Settler)>, outcomes: &[Outcome]) {
+/// What follows a settle.
+enum After {
+    /// The next one.
+    Settled,
+    /// The same one again: results in it were revoked, and nothing was done.
+    Revoked,
+}
+
+async fn settle(session: &Session, settler: &mut Option<(usize, Settler)>, outcomes: &[Outcome]) -> After {
     let mut retry = RETRY;
     let mut batch = None;
     loop {
         // P4: a lost session settles nothing; its results are refused and written down.
         if session.board.is_lost() {
             refuse(session, outcomes).await;
-            return;
+            return After::Settled;
         }
         let batch = batch.get_or_insert_with(|| build(session, outcomes));
         match attempt(session, settler, batch).await {
-            Ok(Settled::Yes { .. }) => return,
+            Ok(Settled::Yes { .. }) => return After::Settled,
+            Ok(Settled::Revoked(revoked)) => {
+                tracing::info!(queue.name = %session.queue, ?revoked, "a flip revoked results of attempts decided before it: their tasks run again");
+                session.stops.learn_revoked(revoked);
+                return After::Revoked;
+            }
             Ok(Settled::NoLease) => {
                 // Kept and sent again once the renewer knows: revived, or lost.
                 let _ = tokio::time::timeout(retry.next_wait(), session.lease_known.notified()).await;
@@ -106,7 +130,7 @@ async fn settle(session: &Session, settler: &mut Option<(usize, Settler)>, outco
                 *settler = None;
                 #[cfg(feature = "faults")]
                 if session.config.faults.drop_outcomes {
-                    return;
+                    return After::Settled;
                 }
                 tokio::time::sleep(retry.next_wait()).await;
             }
@@ -171,6 +195,13 @@ fn build(session: &Session, outcomes: &[Outcome]) -> Batch {
             }),
         }
         let Some(ran) = &outcome.ran else { continue };
+        if ran.ended.is_result() {
+            // A handful of versions at most. The lowest revision stands for all: if that is not revoked, none is.
+            match batch.results.iter_mut().find(|(version, _)| *version == ran.version) {
+                Some((_, lowest)) => *lowest = ran.rev.min(*lowest),
+                None => batch.results.push((ran.version.clone(), ran.rev)),
+            }
+        }
         let row = AttemptRow(
             ran.task.clone(),
             outcome.entry.to_string(),
@@ -196,6 +227,10 @@ fn build(session: &Session, outcomes: &[Outcome]) -> Batch {
     }
     for group in &groups {
         count(&mut counters, group);
+    }
+    #[cfg(feature = "faults")]
+    if session.config.faults.settle_ignores_revoke {
+        batch.results.clear();
     }
     batch.counters = counters.into_iter().collect();
     if !groups.is_empty() {

@@ -9,7 +9,7 @@ use crate::{
     exit::Failure,
     output::{Output, table, tell},
     text::{ago, brief, plain, rfc3339},
-    view::words,
+    view::{policy, words},
 };
 
 /// One line of the history.
@@ -23,6 +23,7 @@ struct HistoryView {
     source: String,
     by: String,
     why: String,
+    inflight: String,
     before: Option<Gate>,
     after: Option<Gate>,
     dropped: Option<std::collections::BTreeMap<String, String>>,
@@ -39,6 +40,7 @@ impl HistoryView {
             after: Gate::from_history(&entry.after),
             dropped: serde_json::from_str(&entry.dropped).ok(),
             refused: serde_json::from_str(&entry.refused).ok(),
+            inflight: policy(&entry).to_owned(),
             kind: entry.kind,
             rev: entry.rev,
             source: entry.source,
@@ -58,6 +60,9 @@ impl HistoryView {
             _ if self.kind == "note" => "(no change)".to_owned(),
             _ => self.kind.to_uppercase(),
         };
+        if self.inflight != "finish" {
+            out.push_str(&format!(", {} what ran", brief(&self.inflight, 16)));
+        }
         if let Some(refused) = &self.refused {
             out.push_str(&format!(" {}", list(refused)));
         }

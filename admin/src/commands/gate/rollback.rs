@@ -4,7 +4,7 @@ use switchback_common::{Queue, Version};
 use switchback_gates::{GateError, rollback::Target};
 
 use crate::{
-    args::Change,
+    args::{Change, InFlight},
     change::{self, Intent},
     context::Context,
     exit::Failure,
@@ -18,6 +18,7 @@ pub(super) async fn rollback(
     out: &mut Output,
     queue: &Queue,
     to: Option<Version>,
+    inflight: InFlight,
     options: &Change,
 ) -> Result<(), Failure> {
     let task_type = &queue.task_type;
@@ -88,12 +89,17 @@ pub(super) async fn rollback(
         Ok(_) => {}
         Err(e) => warn(format_args!("cannot tell whether a live worker has {target}: {e}")),
     }
-    let fields = vec![("only", target.to_string())];
+    warnings.extend(change::warn_of_older_releases(context, queue, inflight).await);
+    let fields: Vec<_> = [("only", target.to_string())]
+        .into_iter()
+        .chain(inflight.field())
+        .collect();
     let answer = change::send(context, queue, &change::request(&fields, options)).await?;
     let intent = Intent {
         queue,
         fields,
         before,
+        inflight,
         warnings,
         rolled_back_to: (!options.dry_run).then_some(target),
     };

@@ -4,7 +4,7 @@ use switchback_common::{Queue, envelope::clip, store::session::SessionStore};
 use switchback_gates::Gate;
 
 use crate::{
-    args::Change,
+    args::{Change, InFlight},
     change::{self, Intent},
     context::Context,
     exit::Failure,
@@ -22,10 +22,13 @@ pub(super) async fn set(
     context: &Context,
     out: &mut Output,
     queue: &Queue,
-    fields: Vec<(&'static str, String)>,
+    mut fields: Vec<(&'static str, String)>,
     force: bool,
+    inflight: InFlight,
     options: &Change,
 ) -> Result<(), Failure> {
+    fields.extend(inflight.field());
+    let older = change::warn_of_older_releases(context, queue, inflight).await;
     for attempt in 1..=TRIES {
         let shown = context.gate(queue).await?;
         // Judged first, and committed only onto what it was judged against.
@@ -40,12 +43,14 @@ pub(super) async fn set(
         let before = shown.map(|s| s.gate);
         let verdict = check(context, queue, before.as_ref(), &preview.gate, force).await?;
         request.forced = clip(&verdict.blocks.join("; "), MAX_FORCED_BYTES).to_owned();
-        let warnings = [verdict.blocks, verdict.warns].concat();
+        let mut warnings = [verdict.blocks, verdict.warns].concat();
         warnings.iter().for_each(warn);
+        warnings.extend(older.clone());
         let intent = Intent {
             queue,
             fields: fields.clone(),
             before,
+            inflight,
             warnings,
             rolled_back_to: None,
         };
@@ -123,6 +128,7 @@ pub(super) async fn pause(
         queue,
         fields,
         before,
+        inflight: InFlight::Finish,
         warnings,
         rolled_back_to: None,
     };

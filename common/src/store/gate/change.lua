@@ -49,7 +49,7 @@ for name, reason in pairs(refused) do return { 'refused', name, reason } end
 meta.dropped = dropped
 if ARGV[6] == 'dry' then
   new.digest = digest(new)
-  new.rev = cur.rev + (new.digest ~= cur.digest and 1 or 0)
+  new.rev = cur.rev + ((new.digest ~= cur.digest or stops(new)) and 1 or 0)
   return reply('would', new)
 end
 new = write(cur, new, gate_hash(), meta)

@@ -88,6 +88,10 @@ local function for_people(g)
   return out
 end
 
+-- What becomes of attempts that run on withdrawn versions when an edit is sealed; `finish` changes nothing.
+local POLICIES = { finish = 1, cancel = 1, revoke = 1 }
+local function stops(g) return g.inflight == 'cancel' or g.inflight == 'revoke' end
+
 -- Why nothing may be routed to a version; nil if it may. A retired one keeps its record, and so its label.
 local function barred(version)
   if string.sub(version, 1, 1) == ':' then return 'unknown version' end -- that is a note among the versions
@@ -167,7 +171,8 @@ local function judge(cur, want)
         dropped[name] = string.sub(value, 1, 200)
       end
     end
-    if want.inflight and want.inflight ~= 'finish' then dropped.inflight = string.sub(want.inflight, 1, 200) end
+    new.inflight = POLICIES[want.inflight] and want.inflight
+    if want.inflight and not new.inflight then dropped.inflight = string.sub(want.inflight, 1, 200) end
     return new, refused, dropped
   end
   local function refuse(name, reason)
@@ -177,7 +182,7 @@ local function judge(cur, want)
   for name in pairs(want) do
     if not SETTABLE[name] then refuse(name, 'unknown field') end
   end
-  if want.inflight and want.inflight ~= 'finish' then refuse('inflight', 'not one of: finish') end
+  if want.inflight and not POLICIES[want.inflight] then refuse('inflight', 'not one of: finish, cancel, revoke') end
   local active = want.active or cur.active -- a deleted field does not unset it
   if not known(active) and active ~= cur.active then refuse('active', active == '' and 'empty' or barred(active)) end
   local candidate = want.candidate or ''
@@ -192,6 +197,7 @@ local function judge(cur, want)
   if wrong then refuse('targets', wrong) end
   if percent and percent ~= '0' and candidate == '' and percent ~= cur.percent then refuse('percent', 'there is no candidate') end
   if next(refused) then return new, refused, dropped end
+  new.inflight = want.inflight
 
   local new_candidate = candidate ~= cur.candidate
   if active ~= cur.active and not new_candidate and candidate ~= '' then
@@ -216,11 +222,38 @@ local function json(t)
   return n > 0 and cjson.encode(out) or ''
 end
 
--- Seals `new` if it differs from `cur`, writes the human hash back, remembers what it looks like then.
+-- The versions that a task may be routed to: `Gate::reaches` in Rust says the same. A pause withdraws nothing.
+local function reach(g)
+  local out = {}
+  if g.percent ~= '100' then out[g.active] = true end
+  if g.percent ~= '0' then out[g.candidate] = true end
+  for pair in string.gmatch(g.pins .. ' ' .. (g.targets or ''), '%S+') do out[string.match(pair, '=([^=]+)$') or ''] = true end
+  return out
+end
+
+-- P3: what was started before `g` on a version that `g` does not reach is told to end (`cancel_rev`), and if it is revoked
+-- its results are refused (`min_rev`, see settle.lua). `stops` tells every gate read from now on that there is news.
+local function stop_withdrawn(g)
+  local reached, fields = reach(g), { 'stops', g.rev }
+  for _, version in ipairs(redis.call('HKEYS', versions)) do
+    if not reached[version] and string.sub(version, 1, 1) ~= ':' then
+      fields[#fields + 1], fields[#fields + 2] = 'cancel_rev:' .. version, g.rev
+      if g.inflight == 'revoke' then fields[#fields + 1], fields[#fields + 2] = 'min_rev:' .. version, g.rev end
+    end
+    if #fields >= 1000 then -- one call takes some 8000 values
+      redis.call('HSET', state, unpack(fields))
+      fields = { 'stops', g.rev }
+    end
+  end
+  redis.call('HSET', state, unpack(fields))
+end
+
+-- Seals `new` if it differs from `cur` or stops what runs, writes the human hash back, remembers what it looks like then.
 local function write(cur, new, raw, meta)
   local at, wanted = now_us(), digest(new)
   new.rev, new.digest, new.prev = cur.rev, wanted, cur.prev
-  if wanted ~= cur.digest then
+  if wanted ~= cur.digest or stops(new) then
+    if stops(new) then meta.inflight = new.inflight end
     new.rev = math.max(cur.rev, meta.above or 0) + 1
     -- P9: the history first. If it cannot be written nothing is sealed, for a script's writes are not rolled back.
     local entry = { 'kind', 'change', 'rev', new.rev, 'at', at, 'source', meta.source, 'by', meta.by or '', 'why', meta.why or '',
@@ -238,6 +271,7 @@ local function write(cur, new, raw, meta)
     else
       redis.call('HDEL', state, 'targets', 'format')
     end
+    if stops(new) then stop_withdrawn(new) end
   end
   -- A state that begins anew tells every session to read the marks of cancelled tasks again: see cancel.lua.
   if meta.first then redis.call('HSET', state, 'cancels', at) end

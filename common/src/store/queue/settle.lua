@@ -1,19 +1,34 @@
 -- queue/settle.lua — record how a batch of attempts ended, if the session still lives.
--- KEYS  1 lease  2 log  3 stats  4 delayed  5 envelope  6 dead  7.. streams, named by their place from 1; cancel; results
--- ARGV  1 session  2 attempts JSON  3 tip  4 stats TTL s  5.. floors: n, (stream, id)*; groups: n, (stream, n, id*)*;
+-- KEYS  1 lease  2 log  3 stats  4 delayed  5 envelope  6 dead  7 gatestate  8.. streams, named by their place from 1;
+--       cancel; results
+-- ARGV  1 session  2 attempts JSON  3 tip  4 stats TTL s  5.. results by version: n, (version, lowest revision)*;
+--       floors: n, (stream, id)*; groups: n, (stream, n, id*)*;
 --       place of cancel in KEYS; results: n, (which single, ms to keep, JSON tail)*, in the order of their KEYS;
 --       singles: n, (stream, id, kind, target stream, due ms, n, (field, value)*)*; counters: n, (field, by)*
--- Reply {'settled', acked per group…, 1|0 per single…} | {'no_lease'}
+-- Reply {'settled', acked per group…, 1|0 per single…} | {'no_lease'} | {'revoked', (version, min_rev)…} nothing was done
 -- Keeps P2 (an outcome takes effect only if its entry was pending: a resend changes nothing), P4 (one EXISTS fences the
--- batch), P1 (written before acknowledged: a write that fails, as on a key of a wrong type, leaves the task pending).
-local lease, log, stats, delayed, envelope, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+-- batch), P1 (written before acknowledged: a write that fails, as on a key of a wrong type, leaves the task pending),
+-- P3 (what a flip revoked has no effect after it: looked up in the step that would make the effect).
+local lease, log, stats, delayed, envelope, dead, state = unpack(KEYS, 1, 7)
 if redis.call('EXISTS', lease) == 0 then return { 'no_lease' } end
 local at = 4
 local function take()
   at = at + 1
   return ARGV[at]
 end
-local function stream() return KEYS[6 + tonumber(take())] end
+local function stream() return KEYS[7 + tonumber(take())] end
+
+local versions, revs, asked, revoked = {}, {}, {}, { 'revoked' }
+for i = 1, tonumber(take()) do
+  versions[i], revs[i] = take(), tonumber(take())
+  asked[i] = 'min_rev:' .. versions[i]
+end
+if #asked > 0 then
+  for i, min in ipairs(redis.call('HMGET', state, unpack(asked))) do
+    if min and revs[i] < tonumber(min) then revoked[#revoked + 1], revoked[#revoked + 2] = versions[i], tonumber(min) end
+  end
+  if #revoked > 1 then return revoked end
+end
 
 local floors = {}
 for _ = 1, tonumber(take()) do
@@ -82,7 +97,7 @@ for single = 1, tonumber(take()) do
         add(dead, fields)
         keep(single, overrides.dead_reason == 'expired' and 'expired' or 'dead')
       else
-        local to = KEYS[6 + target]
+        local to = KEYS[7 + target]
         -- A lane that somebody deleted comes back with its group, or nobody could read it.
         if redis.call('EXISTS', to) == 0 then redis.call('XGROUP', 'CREATE', to, 'workers', '0', 'MKSTREAM') end
         add(to, fields)

@@ -128,6 +128,37 @@ pub(super) fn decisions_are_the_gates(history: &History, found: &mut Vec<Violati
     }
 }
 
+/// P3: no result of an attempt took effect after a flip had revoked it. Both are judged by Redis's clock.
+///
+/// Does not see: what was settled within the flip's own millisecond; `tests/fence` orders those.
+pub(super) fn what_was_revoked_does_not_count(history: &History, found: &mut Vec<Violation>) {
+    let revokes = || {
+        history
+            .revisions
+            .iter()
+            .filter(|r| r.kind == "change" && r.inflight == "revoke")
+    };
+    let results = history
+        .fates
+        .iter()
+        .filter(|f| f.sure && f.ended.is_some_and(Ended::is_result));
+    for fate in results {
+        let (_, rev, version) = &fate.ran_by;
+        let withdraws = |rev| {
+            let gate = history.gates.get(&rev);
+            gate.is_some_and(|gate| version.parse().is_ok_and(|version| !gate.reaches(&version)))
+        };
+        let mut earlier = revokes().filter(|r| *rev < r.rev && r.at_us / 1_000 < fate.order.0);
+        if let Some(flip) = earlier.find(|r| withdraws(r.rev)) {
+            let evidence = format!(
+                "{} settled as {:?} on {version} by revision {rev} at {} ms; revision {} had revoked it at {} µs",
+                fate.place, fate.ended, fate.order.0, flip.rev, flip.at_us
+            );
+            found.push(Violation::new(Breach::RevokedCounts, &fate.id, evidence));
+        }
+    }
+}
+
 /// P4: after the mark `reaping`, or after it has left, a session settles nothing and starts nothing; and nobody's entries
 /// are taken without that mark.
 ///

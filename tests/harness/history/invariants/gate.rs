@@ -23,7 +23,9 @@ pub(super) fn every_change_explains_itself(history: &History, found: &mut Vec<Vi
     }
     for pair in changes.windows(2) {
         let (ended, begins, ends) = (fields(&pair[0].after), fields(&pair[1].before), fields(&pair[1].after));
-        if ended != begins || begins == ends || pair[0].at_us > pair[1].at_us {
+        // A policy alone is a change, too.
+        let nothing = begins == ends && pair[1].inflight.is_empty();
+        if ended != begins || nothing || pair[0].at_us > pair[1].at_us {
             let evidence = format!("after {:?}, which ended with {}", pair[1], pair[0].after);
             found.push(Violation::new(
                 Breach::RevisionBreak,
