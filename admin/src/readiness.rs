@@ -227,13 +227,8 @@ impl Verdict {
     }
 }
 
-/// Judges a change before it is made.
-pub(crate) async fn judge(
-    context: &Context,
-    queue: &Queue,
-    before: Option<&Gate>,
-    after: &Gate,
-) -> Result<Verdict, Failure> {
+/// The versions that `after` gives more of the tasks than `before`.
+pub(crate) fn grown(before: Option<&Gate>, after: &Gate) -> Vec<Version> {
     let grows = |version: &Version| match before {
         None => true,
         Some(before) => {
@@ -242,8 +237,18 @@ pub(crate) async fn judge(
                 || (after.candidate.as_ref() == Some(version) && after.percent > before.percent)
         }
     };
+    after.reachable().into_iter().filter(grows).collect()
+}
+
+/// Judges a change before it is made.
+pub(crate) async fn judge(
+    context: &Context,
+    queue: &Queue,
+    before: Option<&Gate>,
+    after: &Gate,
+) -> Result<Verdict, Failure> {
     let mut verdict = Verdict::default();
-    for version in after.reachable().into_iter().filter(grows) {
+    for version in grown(before, after) {
         let share = readiness::share(after, &version);
         let found = look(context, queue, &version, share, LISTEN).await?;
         found.objections.iter().for_each(|objection| verdict.add(objection));
