@@ -5,6 +5,7 @@
 pub mod backoff;
 pub mod cancel;
 pub mod claim;
+pub mod config;
 pub mod connect;
 pub mod count;
 pub mod dead;
@@ -16,6 +17,7 @@ pub mod keyspace;
 pub mod limits;
 pub mod log;
 pub mod moves;
+pub mod policy;
 pub mod push;
 pub mod reply;
 pub mod results;

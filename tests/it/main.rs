@@ -3,6 +3,7 @@
 mod architecture;
 mod cancel;
 mod cli;
+mod config_cli;
 mod connect;
 mod dead;
 mod dead_cli;

@@ -248,14 +248,8 @@ async fn moved(context: &Context, queue: &Queue, judged: Option<u64>) -> bool {
     matches!(context.gates.show(queue).await, Ok(shown) if Some(shown.rev) != judged)
 }
 
-/// A flip towards a version that nobody can run is refused, unless forced: it would only park tasks.
-async fn check_live(
-    context: &Context,
-    queue: &Queue,
-    before: Option<&Gate>,
-    after: &Gate,
-    force: bool,
-) -> Result<Vec<String>, Failure> {
+/// Versions that get tasks they did not get before.
+pub(crate) fn grown(before: Option<&Gate>, after: &Gate) -> Vec<Version> {
     let grows = |version: &Version| match before {
         None => true,
         Some(before) => {
@@ -264,7 +258,18 @@ async fn check_live(
                 || (after.candidate.as_ref() == Some(version) && after.percent > before.percent)
         }
     };
-    let grown: Vec<Version> = after.reachable().into_iter().filter(grows).collect();
+    after.reachable().into_iter().filter(grows).collect()
+}
+
+/// A flip towards a version that nobody can run is refused, unless forced: it would only park tasks.
+async fn check_live(
+    context: &Context,
+    queue: &Queue,
+    before: Option<&Gate>,
+    after: &Gate,
+    force: bool,
+) -> Result<Vec<String>, Failure> {
+    let grown = grown(before, after);
     if grown.is_empty() {
         return Ok(Vec::new());
     }
