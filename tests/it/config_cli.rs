@@ -460,9 +460,6 @@ async fn what_would_strand_work_is_refused_unless_forced_and_that_is_recorded() 
     // A version that still has tasks in its lane.
     mail.set("candidate=v2 percent=50");
     mail.server
-        .cli(&["XGROUP", "CREATE", "sb:lane:{shop:mail}:v2", "workers", "0", "MKSTREAM"])
-        .await;
-    mail.server
         .cli(&["XADD", "sb:lane:{shop:mail}:v2", "*", "payload", "1"])
         .await;
     refused(

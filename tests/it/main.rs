@@ -4,6 +4,7 @@ mod architecture;
 mod cancel;
 mod cli;
 mod config_cli;
+mod config_guide;
 mod connect;
 mod dead;
 mod dead_cli;

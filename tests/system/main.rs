@@ -12,6 +12,7 @@ mod footprint;
 mod limits;
 mod options;
 mod poison;
+mod policy;
 mod producers;
 mod recovery;
 mod results;

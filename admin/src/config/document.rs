@@ -82,7 +82,7 @@ pub(crate) struct QueueDoc {
     pub(crate) schedules: Option<BTreeMap<String, ScheduleDoc>>,
 }
 
-/// The gate. To add a field of the human hash: here, in [`GateDoc::fields`] and in `state::gate_doc`.
+/// The gate. A new field of the human hash has its place here, in [`GateDoc::fields`], `diff::merged` and `state::gate_doc`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct GateDoc {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, value::ValueKind};
 use serde_json::Value;
 
 use crate::config::document::MAX_DOCUMENT;
@@ -38,6 +38,7 @@ pub(crate) fn render(source: &str, variables: &Variables) -> Result<String, Stri
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.add_filter("tojson", json);
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(DEPTH);
     let template = environment.template_from_str(source).map_err(|e| words(&e, None))?;
@@ -57,6 +58,31 @@ pub(crate) fn render(source: &str, variables: &Variables) -> Result<String, Stri
             Err(words(&error, Some(&missing)))
         }
         Err(error) => Err(words(&error, None)),
+    }
+}
+
+/// The engine's own makes null of what is not defined, which a document may take for "not there".
+fn json(value: &minijinja::Value) -> Result<String, Error> {
+    if has_undefined(value, DEPTH) {
+        return Err(Error::from(ErrorKind::UndefinedError));
+    }
+    serde_json::to_string(value).map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
+}
+
+fn has_undefined(value: &minijinja::Value, depth: usize) -> bool {
+    if value.is_undefined() || depth == 0 {
+        return true;
+    }
+    match value.kind() {
+        ValueKind::Seq | ValueKind::Iterable => {
+            let mut items = value.try_iter().into_iter().flatten();
+            items.any(|item| has_undefined(&item, depth - 1))
+        }
+        ValueKind::Map => {
+            let mut keys = value.try_iter().into_iter().flatten();
+            keys.any(|key| value.get_item(&key).is_ok_and(|item| has_undefined(&item, depth - 1)))
+        }
+        _ => false,
     }
 }
 
@@ -139,6 +165,10 @@ mod tests {
         for (source, line, name) in [
             ("x = 1\ny = {{ candidate }}\nz = {{ other }}", "line 2", "candidate"),
             ("{{ a.b }}\n\n{{ a.c }}", "line 3", "a.c"),
+            ("x = {{ nope | tojson }}", "line 1", "nope"),
+            ("x = {{ nope | upper }}", "line 1", "nope"),
+            ("x = {{ nope ~ '.' }}", "line 1", "nope"),
+            ("x = {{ {'k': [nope]} | tojson }}", "line 1", "nope"),
             ("{% if nope %}{% endif %}", "line 1", "nope"),
             ("{% for x in many %}{% endfor %}", "line 1", "many"),
         ] {
