@@ -1,5 +1,6 @@
 //! The command line: `switchback <noun> <verb>`. The long help is the reference of the JSON output.
 
+mod config;
 mod dead;
 mod enqueue;
 mod gate;
@@ -12,6 +13,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand};
 use switchback_common::{TaskId, TaskType};
 
+pub(crate) use self::config::{ApplyOptions, ConfigVerb, DocumentSource};
 pub(crate) use self::dead::{Act, DeadVerb, Rate, Which};
 pub(crate) use self::enqueue::{EnqueueOptions, IfTaken, PayloadSource};
 pub(crate) use self::gate::{Change, GateVerb, InFlight};
@@ -25,7 +27,7 @@ Exit codes:
   0  done                           4  no such queue, task, dead letter or schedule
   1  failed, or interrupted         5  refused: --if-rev moved, invalid value, not ready, limit
   2  usage or configuration         6  committed, but not everyone confirmed (--wait); task not ended (task wait)
-  3  Redis unreachable
+  3  Redis unreachable              10  config diff, config drift with --exit-code: something differs
 
 Settings: flag > environment (SWITCHBACK_REDIS_URL, SWITCHBACK_NAMESPACE) > ./switchback.toml, else
 ~/.config/switchback/config.toml > default. The file holds `namespace` and `[redis]` with `url`, `url_file`, `prefix`.
@@ -89,6 +91,9 @@ pub(crate) enum Noun {
     /// Who works.
     #[command(subcommand)]
     Worker(WorkerVerb),
+    /// The configuration of a namespace as a document: export, diff, apply, revert, drift.
+    #[command(subcommand)]
+    Config(ConfigVerb),
 }
 
 #[derive(Debug, Subcommand)]
@@ -106,7 +111,7 @@ JSON: {queue, namespace, task_type, rev|null, gate|null, changed|null,
   versions: [{version, routed, live_workers, running}], live_workers, confirmed,
   hints: [{level: critical|warning|info, code, text}]}
 Hint codes: no_gate, no_group, regressed, paused, no_workers, no_worker_for_version, parked, lost_sessions,
-  unconfirmed, edit_refused, suspects, dead_letters, dead_limit, queue_full, bad_limits, breaker_open")]
+  unconfirmed, edit_refused, suspects, dead_letters, dead_limit, queue_full, bad_limits, bad_policy, breaker_open")]
     Show {
         #[arg(value_name = "TYPE")]
         task_type: TaskType,

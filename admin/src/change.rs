@@ -44,7 +44,7 @@ struct ChangeView {
 }
 
 #[derive(Debug, Serialize)]
-struct ConfirmationView {
+pub(crate) struct ConfirmationView {
     confirmed: usize,
     total: usize,
     took_us: u64,
@@ -142,7 +142,7 @@ pub(crate) async fn send(context: &Context, queue: &Queue, request: &ChangeReque
 }
 
 /// One resend when the reply was lost: the operation id makes it harmless (P9).
-async fn deliver(context: &Context, queue: &Queue, request: &ChangeRequest) -> Result<Changed, Failure> {
+pub(crate) async fn deliver(context: &Context, queue: &Queue, request: &ChangeRequest) -> Result<Changed, Failure> {
     match context.gates.change(queue, request).await {
         Err(GateError::Store(e)) if e.is_outcome_unknown() => {
             tell(format_args!("{e}; asking again"));
@@ -340,7 +340,7 @@ fn millis(us: u64) -> String {
 }
 
 impl ConfirmationView {
-    fn of(confirmation: Confirmation) -> Self {
+    pub(crate) fn of(confirmation: Confirmation) -> Self {
         Self {
             confirmed: confirmation.confirmed,
             total: confirmation.confirmed + confirmation.missing.len(),
@@ -367,7 +367,7 @@ impl ConfirmationView {
     }
 }
 
-fn unconfirmed(view: &ConfirmationView, rev: u64, limit: Duration) -> Option<Failure> {
+pub(crate) fn unconfirmed(view: &ConfirmationView, rev: u64, limit: Duration) -> Option<Failure> {
     if view.missing.is_empty() {
         return None;
     }

@@ -1,5 +1,6 @@
 //! One file per noun.
 
+pub(crate) mod config;
 pub(crate) mod dead;
 pub(crate) mod gate;
 pub(crate) mod queue;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use switchback_common::{
     Namespace, Queue, Store, StoreError, TaskType,
-    config::{RedisSettings, read_toml, resolve_namespace},
+    config::{NAMESPACE_VAR, RedisSettings, read_toml, resolve_namespace},
     store::{
         inspect,
         keyspace::{Key, Keyspace},
@@ -33,6 +33,8 @@ pub(crate) struct Context {
     pub(crate) store: Store,
     pub(crate) gates: Gates,
     pub(crate) namespace: Namespace,
+    /// Whether somebody named it; else it is the default.
+    pub(crate) namespace_named: bool,
 }
 
 impl Context {
@@ -42,12 +44,15 @@ impl Context {
             None => Settings::default(),
         };
         let namespace = resolve_namespace(global.namespace.as_deref(), settings.namespace.as_deref())?;
+        let environment = std::env::var_os(NAMESPACE_VAR).is_some_and(|name| !name.is_empty());
+        let namespace_named = environment || global.namespace.is_some() || settings.namespace.is_some();
         let store = Store::new(&settings.redis.resolve(global.redis.as_deref())?)?;
         warn_of_server(&store).await?;
         Ok(Self {
             gates: Gates::new(&store),
             store,
             namespace,
+            namespace_named,
         })
     }
 
@@ -95,7 +100,7 @@ impl Context {
     }
 
     /// The directory is a convenience: a queue fed by `redis-cli`, or whose directory was evicted, is a queue.
-    async fn exists_unlisted(&self, queue: &Queue) -> Result<bool, Failure> {
+    pub(crate) async fn exists_unlisted(&self, queue: &Queue) -> Result<bool, Failure> {
         let stream = self.keyspace().render(&Key::Stream(queue.clone()));
         let group = inspect::group(&self.store, &stream).await?;
         let found = group.exists || group.length > 0 || !self.gates.history(queue, None, 1).await?.is_empty();

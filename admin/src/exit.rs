@@ -23,6 +23,8 @@ pub(crate) enum Exit {
     Refused = 5,
     /// Changed, but not everyone has confirmed it; or waited for, and not ended in time.
     Unconfirmed = 6,
+    /// `config diff` and `config drift` with `--exit-code`: there is something to change.
+    Differs = 10,
 }
 
 impl From<Exit> for ExitCode {
@@ -52,6 +54,8 @@ pub(crate) enum Failure {
     Unconfirmed(String),
     #[error("{0}")]
     NotYet(String),
+    #[error("{0}")]
+    Differs(String),
     #[error("{source}; whether the change was committed is unknown: look with `switchback gate show`, or repeat it")]
     Unknown { source: StoreError },
     #[error("cannot write the output: {0}")]
@@ -89,6 +93,7 @@ impl Failure {
             Self::Gate(GateError::NothingBefore(_)) | Self::Refused(_) => Exit::Refused,
             Self::Enqueue(error) => of_enqueue(error),
             Self::Unconfirmed(_) | Self::NotYet(_) => Exit::Unconfirmed,
+            Self::Differs(_) => Exit::Differs,
             Self::Gate(_) | Self::Output(_) | Self::Other(_) => Exit::Failed,
         }
     }
@@ -129,8 +134,9 @@ mod tests {
             Exit::NotFound,
             Exit::Refused,
             Exit::Unconfirmed,
+            Exit::Differs,
         ];
-        assert_eq!(codes.map(|code| code as u8), [0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!(codes.map(|code| code as u8), [0, 1, 2, 3, 4, 5, 6, 10]);
         assert_eq!(Failure::Store(StoreError::BadUrl("x".into())).exit(), Exit::Usage);
     }
 }

@@ -9,12 +9,14 @@ use switchback_common::{
         gate::HistoryEntry,
         inspect::{GroupInfo, QueueDepth},
         limits::Limits,
+        policy::Policies,
         session::SessionInfo,
     },
 };
 use switchback_gates::admin::Shown;
 
 use crate::{
+    config::rollout::rollout_of,
     text::{ago, count, plain},
     view::{has, is_live},
 };
@@ -48,6 +50,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) sessions: &'a [SessionInfo],
     pub(crate) depth: Option<&'a QueueDepth>,
     pub(crate) limits: &'a Limits,
+    pub(crate) policies: &'a Policies,
     /// Newest first.
     pub(crate) history: &'a [HistoryEntry],
     pub(crate) now_us: u64,
@@ -294,6 +297,20 @@ fn of_limits(facts: &Facts<'_>, depth: &QueueDepth, out: &mut Vec<Hint>) {
             text: format!("{}: see `switchback queue limits {task_type}`", plain(&problem.text)),
         });
     }
+    let problems = facts.policies.problems.iter().cloned();
+    let problems = problems
+        .chain(facts.policies.retry().err())
+        .chain(rollout_of(&facts.policies.rollout).err());
+    for problem in problems {
+        out.push(Hint {
+            level: Level::Warning,
+            code: "bad_policy",
+            text: format!(
+                "{}: set it with `switchback config apply`, or remove it",
+                plain(&problem)
+            ),
+        });
+    }
 }
 
 /// A lane is made with its group when its version joins, the suspects' stream by a release that knows it; an empty one
@@ -315,6 +332,7 @@ mod tests {
             sessions: &[],
             depth: None,
             limits: &Limits::default(),
+            policies: &Policies::default(),
             history: &[],
             now_us: 0,
         };

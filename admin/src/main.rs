@@ -3,6 +3,7 @@
 mod args;
 mod change;
 mod commands;
+mod config;
 mod context;
 mod drain;
 mod exit;
@@ -15,7 +16,7 @@ mod view;
 use std::process::ExitCode;
 
 use clap::{Parser as _, error::ErrorKind};
-use switchback_common::{config, telemetry};
+use switchback_common::{config::redact, telemetry};
 
 use crate::{
     args::{Cli, Noun},
@@ -49,7 +50,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
     match error.kind() {
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => tell(text.trim_end()),
-        _ => tell(config::redact(text.trim_end())),
+        _ => tell(redact(text.trim_end())),
     }
     Exit::Usage.into()
 }
@@ -70,6 +71,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Noun::Schedule(verb) => commands::schedule::run(&context, &mut out, verb).await,
             Noun::Version(verb) => commands::version::run(&context, &mut out, verb).await,
             Noun::Worker(verb) => commands::worker::run(&context, &mut out, verb).await,
+            Noun::Config(verb) => commands::config::run(context, &mut out, verb).await,
         }
     })
 }

@@ -39,6 +39,10 @@ impl Output {
         }
     }
 
+    pub(crate) fn format(&self) -> Format {
+        self.format
+    }
+
     pub(crate) fn is_table(&self) -> bool {
         self.format == Format::Table
     }

@@ -1,24 +1,12 @@
 //! Times, counts and foreign text, as people and terminals can take them. Pure.
 
-use std::time::Duration;
-
-use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
+use jiff::Timestamp;
+pub(crate) use switchback_common::span::parse as duration;
 
 /// RFC 3339, UTC.
 pub(crate) fn rfc3339(at_us: u64) -> Option<String> {
     let at = Timestamp::from_microsecond(i64::try_from(at_us).ok()?).ok()?;
     Some(at.to_string())
-}
-
-/// What people write for a length of time; a day is 24 h.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let in_days = |span: Span| span.to_duration(SpanRelativeTo::days_are_24_hours()).ok();
-    // Days are units of the calendar, which a duration does not read; hours beyond any calendar, a span does not.
-    let length = text.parse::<SignedDuration>().ok();
-    length
-        .or_else(|| text.parse().ok().and_then(in_days))
-        .and_then(|length| Duration::try_from(length).ok())
-        .ok_or_else(|| "write a length of time, not negative, such as 500ms, 30s, 15m, 2h or 7d".to_owned())
 }
 
 /// What people write for a moment.
@@ -98,6 +86,8 @@ pub(crate) fn showable(bytes: &[u8]) -> (String, &'static str) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

@@ -8,6 +8,7 @@
 //! - [`name`], [`id`] — how things are called
 //! - [`task`], [`envelope`] — what a stream entry says
 //! - [`retry`], [`priority`], [`schedule`] — when a failure is tried again; what comes first; when a periodic task is due
+//! - [`span`] — lengths of time as people write them
 //! - [`throttle`] — how much of a queue runs, and how often it starts
 //! - [`took`] — how long attempts took, in buckets that add up
 //! - [`clock`] — how ages are measured on one machine
@@ -22,6 +23,7 @@ pub mod name;
 pub mod priority;
 pub mod retry;
 pub mod schedule;
+pub mod span;
 pub mod store;
 pub mod task;
 pub mod telemetry;

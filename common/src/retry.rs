@@ -2,9 +2,17 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 
-use crate::id::TaskId;
+use crate::{id::TaskId, span};
+
+/// Most attempts that a rule may name.
+pub const MAX_ATTEMPTS: u32 = 10_000;
+/// Longest wait that a rule may name: 30 days.
+pub const MAX_WAIT: Duration = Duration::from_secs(30 * 24 * 3_600);
+/// Longest rule, in bytes of JSON.
+const MAX_RULE_BYTES: usize = 4 * 1024;
 
 /// How often and how soon a failed task is tried again.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,11 +69,136 @@ impl RetryPolicy {
     }
 }
 
+/// What people set of a queue's retry policy; what is absent is as the worker's code has it.
+///
+/// JSON in a field of the queue's policy hash, so that `HSET` by hand is enough: `{"max_attempts":5,"first":"2s"}`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+// A misspelt field must not leave a queue with the code's policy in silence.
+#[serde(deny_unknown_fields)]
+pub struct RetryRule {
+    /// Attempts in all, the first included: 1 to 10 000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
+    /// Wait after the first failure, at most 30 days.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "spelled")]
+    pub first: Option<Duration>,
+    /// Longest wait, at most 30 days.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "spelled")]
+    pub longest: Option<Duration>,
+}
+
+impl RetryRule {
+    /// Reads what lies in the hash.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(json: &[u8]) -> Result<Self, String> {
+        if json.len() > MAX_RULE_BYTES {
+            return Err(format!("it is {} bytes, the limit is {MAX_RULE_BYTES}", json.len()));
+        }
+        let rule: Self = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+        rule.check()?;
+        Ok(rule)
+    }
+
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn check(&self) -> Result<(), String> {
+        if let Some(attempts) = self.max_attempts.filter(|n| !(1..=MAX_ATTEMPTS).contains(n)) {
+            return Err(format!(
+                "max_attempts is {attempts}, not a number from 1 to {MAX_ATTEMPTS}"
+            ));
+        }
+        for (name, wait) in [("first", self.first), ("longest", self.longest)] {
+            if let Some(wait) = wait.filter(|wait| *wait > MAX_WAIT) {
+                return Err(format!("{name} is {}, the limit is 30 days", span::words(wait)));
+            }
+        }
+        match (self.first, self.longest) {
+            (Some(first), Some(longest)) if first > longest => Err(format!(
+                "first is {}, more than longest, {}",
+                span::words(first),
+                span::words(longest)
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// `code` with what the rule says in its place.
+    #[must_use]
+    pub fn over(&self, code: &RetryPolicy) -> RetryPolicy {
+        let (first, longest) = match (self.first, self.longest) {
+            (None, Some(longest)) => (code.first.min(longest), longest),
+            (first, longest) => (first.unwrap_or(code.first), longest.unwrap_or(code.longest)),
+        };
+        RetryPolicy::default()
+            .attempts(self.max_attempts.unwrap_or(code.max_attempts))
+            .backoff(first, longest)
+    }
+}
+
+/// Lengths of time as text.
+mod spelled {
+    use std::time::Duration;
+
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    use crate::span;
+
+    pub(super) fn serialize<S: Serializer>(wait: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        match wait {
+            Some(wait) => serializer.serialize_str(&span::words(*wait)),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        span::parse(&text).map(Some).map_err(D::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_rule_overrides_what_it_names() {
+        let code = RetryPolicy::default();
+        let rule = |json: &str| RetryRule::parse(json.as_bytes());
+        assert_eq!(rule("{}").unwrap().over(&code), code);
+        let few = rule(r#"{"max_attempts": 3}"#).unwrap().over(&code);
+        assert_eq!(
+            (few.max_attempts, few.first, few.longest),
+            (3, code.first, code.longest)
+        );
+        let short = rule(r#"{"longest": "1s"}"#).unwrap().over(&code);
+        assert_eq!(
+            (short.first, short.longest),
+            (Duration::from_secs(1), Duration::from_secs(1))
+        );
+        let slow = rule(r#"{"first": "2h"}"#).unwrap().over(&code);
+        assert_eq!(
+            (slow.first, slow.longest),
+            (Duration::from_secs(7_200), Duration::from_secs(7_200))
+        );
+        for wrong in [
+            "",
+            "3",
+            r#"{"max_attempts": 0}"#,
+            r#"{"max_attempt": 3}"#,
+            r#"{"first": 2}"#,
+            r#"{"first": "soon"}"#,
+            r#"{"first": "2m", "longest": "1m"}"#,
+            r#"{"longest": "31d"}"#,
+        ] {
+            assert!(rule(wrong).is_err(), "{wrong}");
+        }
+    }
 
     proptest! {
         #[test]

@@ -7,7 +7,7 @@ use crate::cli::{OK, Shell};
 const GUIDE: &str = include_str!("../../docs/guide.md");
 
 /// What a shell makes of a line: words, and quotes around some.
-fn words(line: &str) -> Vec<String> {
+pub(crate) fn words(line: &str) -> Vec<String> {
     let (mut out, mut word, mut quote) = (Vec::new(), None::<String>, None);
     for c in line.chars() {
         match (quote, c) {

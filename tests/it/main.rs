@@ -3,6 +3,9 @@
 mod architecture;
 mod cancel;
 mod cli;
+mod config_cli;
+mod config_guide;
+mod config_store;
 mod connect;
 mod dead;
 mod dead_cli;

@@ -13,6 +13,7 @@ mod inflight;
 mod limits;
 mod options;
 mod poison;
+mod policy;
 mod producers;
 mod recovery;
 mod results;

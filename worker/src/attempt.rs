@@ -471,9 +471,10 @@ fn finish(session: &Session, task: &Claimed, begun: Begun<'_>, end: End) -> Outc
         );
     }
     permit.ended(session, Some(&error));
+    let retry = session.retries.get();
     let next = match error.kind {
-        ErrorKind::Failed => session.spec.retry.next_after(attempt, &envelope.id),
-        ErrorKind::RetryAfter(wait) => (attempt < session.spec.retry.max_attempts).then_some(wait.min(CENTURY)),
+        ErrorKind::Failed => retry.next_after(attempt, &envelope.id),
+        ErrorKind::RetryAfter(wait) => (attempt < retry.max_attempts).then_some(wait.min(CENTURY)),
         ErrorKind::Rejected | ErrorKind::Malformed | ErrorKind::Snoozed(_) => None,
     };
     let now_ms = session.clock.now_us() / 1_000;

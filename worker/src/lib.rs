@@ -78,6 +78,7 @@ mod queue;
 mod reader;
 pub mod registry;
 mod results;
+mod retries;
 mod running;
 mod session;
 mod slots;

@@ -9,6 +9,7 @@ use switchback_common::{
     store::{
         inspect::{self, GroupInfo, QueueDepth},
         limits::read as read_limits,
+        policy,
         session::SessionStore,
     },
 };
@@ -117,6 +118,7 @@ pub(crate) async fn look(context: &Context, queue: &Queue, now_us: u64) -> Resul
     let depth = inspect::depth(&context.store, queue).await?;
     let sessions = SessionStore::new(&context.store, queue).list().await?;
     let limits = read_limits(&context.store, queue).await?;
+    let policies = policy::read(&context.store, queue).await?;
     let known = context.gates.known_versions(queue).await?;
     let history = context.gates.history(queue, None, 20).await?;
     let gate = shown.as_ref().map(|s| &s.gate);
@@ -126,6 +128,7 @@ pub(crate) async fn look(context: &Context, queue: &Queue, now_us: u64) -> Resul
         sessions: &sessions,
         depth: Some(&depth),
         limits: &limits,
+        policies: &policies,
         history: &history,
         now_us,
     });

@@ -148,6 +148,8 @@ pub struct Limits {
     pub set: Vec<Limit>,
     /// What does not count.
     pub problems: Vec<Problem>,
+    /// The fields of the limits there are, as they lie there.
+    pub raw: Vec<(Limit, String)>,
 }
 
 impl Default for Limits {
@@ -158,6 +160,7 @@ impl Default for Limits {
             throttle: Throttle::default(),
             set: Vec::new(),
             problems: Vec::new(),
+            raw: Vec::new(),
         }
     }
 }
@@ -188,7 +191,9 @@ impl Limits {
                 out.problems.push(Problem { limit: None, text });
                 continue;
             };
-            match limit.parse(&String::from_utf8_lossy(value)) {
+            let value = String::from_utf8_lossy(value);
+            out.raw.push((limit, value.clone().into_owned()));
+            match limit.parse(&value) {
                 Ok(setting) => {
                     match setting {
                         Setting::Dead(number) => out.dead = number,
@@ -226,7 +231,7 @@ impl Limits {
     }
 }
 
-fn key(store: &Store, queue: &Queue) -> String {
+pub(super) fn key(store: &Store, queue: &Queue) -> String {
     store.keyspace().render(&Key::Limits(queue.clone()))
 }
 
@@ -243,16 +248,28 @@ pub async fn read(store: &Store, queue: &Queue) -> Result<Limits, StoreError> {
 /// # Errors
 /// When Redis does not answer.
 pub async fn read_after(store: &Store, queue: &Queue, last: &Throttle) -> Result<Limits, StoreError> {
-    let key = key(store, queue);
     let mut cmd = Cmd::new();
-    cmd.arg("HGETALL").arg(&key);
-    match store.warm().await?.run(cmd).await {
+    cmd.arg("HGETALL").arg(key(store, queue));
+    understood(store, queue, store.warm().await?.run(cmd).await, last)
+}
+
+/// What `HGETALL` brought.
+pub(super) fn understood(
+    store: &Store,
+    queue: &Queue,
+    found: Result<Value, StoreError>,
+    last: &Throttle,
+) -> Result<Limits, StoreError> {
+    match found {
         Ok(fields) => Ok(Limits::of(&reply::fields("limits", fields)?, last)),
         Err(StoreError::Redis { source, .. }) if source.code() == Some("WRONGTYPE") => Ok(Limits {
             throttle: *last,
             problems: vec![Problem {
                 limit: None,
-                text: format!("{key} is not a hash: the defaults hold, workers keep to what was valid last; delete it"),
+                text: format!(
+                    "{} is not a hash: the defaults hold, workers keep to what was valid last; delete it",
+                    key(store, queue)
+                ),
             }],
             ..Limits::default()
         }),
@@ -273,18 +290,77 @@ pub async fn set(
     by: &str,
     why: &str,
 ) -> Result<bool, StoreError> {
+    let set = settings
+        .iter()
+        .map(|setting| Edit::any(setting.limit().name(), &setting.to_string()));
+    let edits: Vec<Edit> = set
+        .chain(clear.iter().map(|limit| Edit::any(limit.name(), "")))
+        .collect();
+    Ok(replace(store, queue, &edits, by, why).await? == Put::Set)
+}
+
+/// One field of a hash that people set, and what it is to become.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edit {
+    /// The field.
+    pub field: String,
+    /// What it must be still, as it lies there; empty is absent. `None`: whatever it is.
+    pub expected: Option<String>,
+    /// What it becomes; empty removes it.
+    pub value: String,
+}
+
+impl Edit {
+    fn any(field: &str, value: &str) -> Self {
+        Self {
+            field: field.to_owned(),
+            expected: None,
+            value: value.to_owned(),
+        }
+    }
+}
+
+/// How an edit went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Put {
+    /// Done, with an entry in the log.
+    Set,
+    /// It was so already.
+    Same,
+    /// Somebody else changed this field in between; nothing was written.
+    Moved(String),
+}
+
+/// Changes fields of the limits, all or none: none if one of them is not what it was expected to be.
+///
+/// # Errors
+/// When Redis does not answer; doing it again is harmless.
+pub async fn replace(store: &Store, queue: &Queue, edits: &[Edit], by: &str, why: &str) -> Result<Put, StoreError> {
+    put(store, queue, &key(store, queue), "limits", edits, by, why).await
+}
+
+pub(super) async fn put(
+    store: &Store,
+    queue: &Queue,
+    hash: &str,
+    kind: &'static str,
+    edits: &[Edit],
+    by: &str,
+    why: &str,
+) -> Result<Put, StoreError> {
     let mut call = script::LIMITS_SET.prepare_invoke();
-    call.key(key(store, queue))
-        .key(store.keyspace().render(&Key::Log(queue.clone())));
-    call.arg(clip(by, 64)).arg(clip(why, 500));
-    for setting in settings {
-        call.arg(setting.limit().name()).arg(setting.to_string());
+    call.key(hash).key(store.keyspace().render(&Key::Log(queue.clone())));
+    call.arg(kind).arg(clip(by, 64)).arg(clip(why, 500));
+    for edit in edits {
+        let expected = edit.expected.as_ref().map_or_else(String::new, |was| format!("={was}"));
+        call.arg(&edit.field).arg(expected).arg(&edit.value);
     }
-    for limit in clear {
-        call.arg(limit.name()).arg("");
-    }
-    let (word, _) = reply::verdict("limits", store.warm().await?.run_script(&call).await?)?;
-    Ok(word == "set")
+    let (word, mut rest) = reply::verdict(kind, store.warm().await?.run_script(&call).await?)?;
+    Ok(match word.as_str() {
+        "set" => Put::Set,
+        "same" => Put::Same,
+        _ => Put::Moved(reply::text(kind, rest.next().unwrap_or(Value::Nil))?),
+    })
 }
 
 /// One field as it lies there; a key of another type has none.

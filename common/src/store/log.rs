@@ -92,7 +92,7 @@ pub struct LogEntry {
     /// Its id: orders it against every other entry of the queue's log.
     pub id: StreamId,
     /// `settled`, `joined`, `left`, `reaping`, `recovered`, `poison`, `cancel`, `stale`, `alert`, `scheduled`,
-    /// `schedule_changed`, `requeued`, `discarded`, `limits`, `version`, `build_refused`.
+    /// `schedule_changed`, `requeued`, `discarded`, `limits`, `policy`, `version`, `build_refused`.
     pub kind: String,
     /// The session it speaks of.
     pub session: SessionId,
@@ -248,4 +248,54 @@ pub async fn trim(store: &Store, queue: &Queue, retain: Duration, max_bytes: u64
         link.run(cmd).await?;
     }
     Ok(())
+}
+
+/// Who changed something beside the gate, as the log has it.
+#[derive(Debug, Clone)]
+pub struct Remark {
+    /// Its id: when it was.
+    pub id: StreamId,
+    /// `limits`, `policy`, `schedule_changed`.
+    pub kind: String,
+    /// Of `limits` and `policy`: who.
+    pub by: String,
+    /// Why.
+    pub why: String,
+    /// JSON: field -> value, empty where there is none, after the change.
+    pub after: String,
+    /// Of `schedule_changed`: `<schedule>: …`.
+    pub text: String,
+}
+
+/// The changes of limits, policies and schedules among the newest `most` entries, newest first.
+///
+/// # Errors
+/// When Redis does not answer.
+pub async fn remarks(store: &Store, queue: &Queue, most: usize) -> Result<Vec<Remark>, StoreError> {
+    const PAGE: usize = 500;
+    let link = store.cold().await?;
+    let (mut out, mut from) = (Vec::new(), "+".to_owned());
+    for _ in 0..most.div_ceil(PAGE) {
+        let mut cmd = Cmd::new();
+        cmd.arg("XREVRANGE").arg(key(store, queue)).arg(&from).arg("-");
+        cmd.arg("COUNT").arg(PAGE);
+        let entries = reply::entries("log", link.run(cmd).await?)?;
+        let Some(last) = entries.last() else { break };
+        from = format!("({}", last.id);
+        for entry in entries {
+            let fields = entry.fields.unwrap_or_default();
+            let text = |name| field_text(&fields, name);
+            if matches!(text("kind").as_str(), "limits" | "policy" | "schedule_changed") {
+                out.push(Remark {
+                    id: entry.id,
+                    kind: text("kind"),
+                    by: text("by"),
+                    why: text("why"),
+                    after: text("after"),
+                    text: text("text"),
+                });
+            }
+        }
+    }
+    Ok(out)
 }

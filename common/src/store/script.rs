@@ -54,6 +54,7 @@ scripts! {
     DEAD_REQUEUE = ALLOW_OOM, ENTRY, include_str!("dead/requeue.lua");
     DEAD_DISCARD = ALLOW_OOM, ENTRY, include_str!("dead/discard.lua");
     LIMITS_SET = include_str!("limits/set.lua");
+    CONFIG_RECORD = include_str!("config/record.lua");
     GRANT = include_str!("throttle/grant.lua");
     RATE = include_str!("throttle/rate.lua");
     KEY_RATES = include_str!("throttle/keys.lua");

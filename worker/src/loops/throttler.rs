@@ -1,4 +1,4 @@
-//! The throttler: looks at the queue's limits, asks for this session's part of the fleet's concurrency, and says which
+//! The throttler: looks at the queue's limits and its retry policy, asks for this session's part of the fleet's concurrency, and says which
 //! versions are held by their circuit breakers.
 
 use std::{sync::Arc, time::Duration};
@@ -6,7 +6,8 @@ use std::{sync::Arc, time::Duration};
 use switchback_common::{
     StoreError,
     store::{
-        limits::{self, Problem},
+        limits::Problem,
+        policy,
         session::Lives,
         throttle::{self, Ask, Granted},
     },
@@ -25,6 +26,7 @@ struct Throttler {
     limits: Throttle,
     call: u64,
     problems: Vec<Problem>,
+    bad_retry: Option<String>,
     open: String,
 }
 
@@ -50,8 +52,22 @@ pub(crate) async fn run(session: Arc<Session>) {
 
 impl Throttler {
     async fn look(&mut self, session: &Session) -> Result<(), StoreError> {
-        let limits = limits::read_after(&session.store, &session.queue, &self.limits).await?;
-        let (found, problems) = (limits.throttle, limits.problems);
+        let rules = policy::rules(&session.store, &session.queue, &self.limits).await?;
+        let (found, problems) = (rules.limits.throttle, rules.limits.problems);
+        // P8: one that makes no sense is no other policy than the last valid one.
+        let bad_retry = match rules.retry {
+            Ok(rule) => {
+                session.retries.set(rule.as_ref());
+                None
+            }
+            Err(problem) => Some(problem),
+        };
+        if bad_retry != self.bad_retry {
+            if let Some(problem) = &bad_retry {
+                tracing::error!(queue.name = %session.queue, "{problem}");
+            }
+            self.bad_retry = bad_retry;
+        }
         if problems != self.problems {
             for Problem { text, .. } in &problems {
                 tracing::error!(queue.name = %session.queue, "a limit is not obeyed: {text}");
