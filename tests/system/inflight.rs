@@ -349,7 +349,8 @@ async fn a_drain_ends_when_the_last_attempt_is_settled() {
     scene.bench.released.cancel();
     let drained = gates.drain(queue, rev, goes_on, patience(Duration::from_secs(20)), |_| {});
     assert_eq!(drained.await.unwrap().still, []);
-    let on_v2: Vec<_> = scene.ended().await.into_iter().take(3).collect();
+    let mut on_v2 = scene.ended().await;
+    on_v2.retain(|(_, attempt, _)| *attempt == 1);
     assert_eq!(
         on_v2,
         [(0, 1, Ended::Done), (1, 1, Ended::Retried), (2, 1, Ended::Done)]

@@ -40,8 +40,9 @@ pub struct Context {
     /// For the tests' own records.
     #[cfg(feature = "faults")]
     pub evidence: crate::faults::Evidence,
-    /// Fires when the attempt should end: timeout, shutdown, lost session, or the task was cancelled. A handler that
-    /// ignores it is dropped at an `.await`: at once, or when the grace is over (5 s for a cancelled task).
+    /// Fires when the attempt should end: timeout, shutdown, lost session, the task was cancelled, or a flip of the gate
+    /// stopped what runs on its version. A handler that ignores it is dropped at an `.await`: at once, or when the grace is
+    /// over (5 s for a cancelled task, and after a flip).
     pub cancelled: CancellationToken,
     /// Whether what the handler returns is kept.
     pub(crate) keeps_result: bool,
