@@ -17,7 +17,7 @@ use crate::{
 const GATE: &str = "sb:gate:{test:probe}";
 
 /// A pool that tells how it is, and where.
-async fn telling(url: &str, extra: &[&str], env: &[(&str, &str)]) -> (Pool, String) {
+pub async fn telling(url: &str, extra: &[&str], env: &[(&str, &str)]) -> (Pool, String) {
     let mut args = vec!["--health", "127.0.0.1:0"];
     args.extend(extra);
     let pool = pool(url, &args, env);
@@ -47,7 +47,7 @@ async fn get(address: &str, path: &str) -> (u16, Value) {
 }
 
 /// Waits until `/readyz` answers with `status` and with `text` somewhere in its body; gives the body.
-async fn readyz(address: &str, status: u16, text: &str) -> Value {
+pub async fn readyz(address: &str, status: u16, text: &str) -> Value {
     let what = format!("/readyz says {status} and {text:?}");
     eventually(&what, patience(LONG), async || {
         let (got, body) = get(address, "/readyz").await;

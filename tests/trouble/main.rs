@@ -2,6 +2,7 @@
 //! itself. `docs/reliability.md` has the table of faults.
 
 mod backlog;
+mod builds;
 mod clocks;
 mod disk;
 #[allow(dead_code, reason = "shared with tests/system, which uses the rest")]

@@ -39,6 +39,11 @@ struct Args {
     backoff_ms: u64,
     #[arg(long)]
     no_pushes: bool,
+    /// The build it says it is.
+    #[arg(long, default_value = "")]
+    build: String,
+    #[arg(long)]
+    allow_another_build: bool,
     /// Where to tell how it is.
     #[arg(long)]
     health: Option<std::net::SocketAddr>,
@@ -166,6 +171,8 @@ async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         .start_ttl(Duration::from_millis(args.start_ttl_ms))
         .grace(Duration::from_millis(args.grace_ms))
         .pushes(!args.no_pushes)
+        .build_label(&args.build)
+        .allow_another_build(args.allow_another_build)
         .faults(Faults::parse(&args.faults)?);
     let config = match args.health {
         Some(address) => config.health(address),
