@@ -19,6 +19,7 @@ pub mod moves;
 pub mod push;
 pub mod reply;
 pub mod results;
+pub mod rollout;
 pub mod schedule;
 mod script;
 pub mod session;

@@ -19,6 +19,7 @@
 //! - [`view`] — what a worker obeys: reads in, ruling out; P8
 //! - [`certificate`] — did anything start on a withdrawn version? From history and log alone; pure
 //! - [`rollback`] — which version a rollback goes to; pure
+//! - [`rollout`] — a candidate goes up step by step; pure
 //! - [`admin`] — look, change, roll back, wait
 //! - [`watch`] — pushes
 
@@ -26,7 +27,9 @@ pub mod admin;
 pub mod certificate;
 pub mod decide;
 pub mod gate;
+pub mod guard;
 pub mod rollback;
+pub mod rollout;
 pub mod view;
 pub mod watch;
 

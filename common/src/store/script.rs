@@ -27,6 +27,7 @@ scripts! {
     SEAL = GATE, include_str!("gate/seal.lua");
     CHANGE = GATE, include_str!("gate/change.lua");
     HOLD = GATE, include_str!("gate/hold.lua");
+    ROLLOUT = GATE, include_str!("gate/rollout.lua");
     HOLD_FULL = GATE, include_str!("gate/full.lua");
     JOIN = GATE, include_str!("session/join.lua");
     RENEW = include_str!("session/renew.lua");
@@ -51,6 +52,8 @@ scripts! {
     RATE = include_str!("throttle/rate.lua");
     KEY_RATES = include_str!("throttle/keys.lua");
     CANCEL = ALLOW_OOM, ENTRY, include_str!("cancel/cancel.lua");
+    DRIVE = include_str!("rollout/drive.lua");
+    LOST = include_str!("rollout/lost.lua");
     PROGRESS = include_str!("results/progress.lua");
 }
 
