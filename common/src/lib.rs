@@ -9,6 +9,7 @@
 //! - [`task`], [`envelope`] — what a stream entry says
 //! - [`retry`], [`priority`], [`schedule`] — when a failure is tried again; what comes first; when a periodic task is due
 //! - [`throttle`] — how much of a queue runs, and how often it starts
+//! - [`took`] — how long attempts took, in buckets that add up
 //! - [`clock`] — how ages are measured on one machine
 //! - [`config`], [`telemetry`] — what every binary reads and writes
 //! - [`store`] — the whole Redis footprint
@@ -25,6 +26,7 @@ pub mod store;
 pub mod task;
 pub mod telemetry;
 pub mod throttle;
+pub mod took;
 
 pub use id::{SessionId, StreamId, TaskId};
 pub use name::{Namespace, Queue, TaskType, Version};

@@ -18,6 +18,7 @@
 //! - [`decide`](mod@decide) — task and gate in, version out; pure
 //! - [`view`] — what a worker obeys: reads in, ruling out; P8
 //! - [`certificate`] — did anything start on a withdrawn version? From history and log alone; pure
+//! - [`guard`] — is the candidate worse? Statistics; pure
 //! - [`rollback`] — which version a rollback goes to; pure
 //! - [`rollout`] — a candidate goes up step by step; pure
 //! - [`admin`] — look, change, roll back, wait

@@ -14,7 +14,7 @@ use crate::{
 };
 
 pub use mark::{RolledBack, build_of, mark, rolled_back};
-pub use plan::{Setting, abort, pause, plan, promote, resume, start};
+pub use plan::{Setting, abort, maker, pause, plan, promote, resume, start};
 pub use record::{InvalidRecord, MAX_BLOCKS, Record, Status, block_us, counts};
 pub use spec::{Inflight, InvalidSpec, Spec, StepSpec};
 
@@ -90,7 +90,8 @@ pub fn next(record: &Record, look: &Look<'_>) -> Action {
 
 fn ramp(record: &Record, look: &Look<'_>) -> Action {
     let held = record.status == Status::Held;
-    let hold = |reason: String| match held && record.reason == reason {
+    // The same reason with other figures is no news.
+    let hold = |reason: String| match held && kind(&record.reason) == kind(&reason) {
         true => Action::Nothing,
         false => Action::Hold { reason },
     };
@@ -100,7 +101,7 @@ fn ramp(record: &Record, look: &Look<'_>) -> Action {
         let need = record.spec.min_workers;
         return hold(match look.with_to {
             0 => format!("no live worker has {to}"),
-            n => format!("{n} live workers have {to}, and it needs {need}"),
+            n => format!("too few live workers have {to} ({n}, and it needs {need})"),
         });
     }
     if look.with_from == 0 {
@@ -116,17 +117,24 @@ fn ramp(record: &Record, look: &Look<'_>) -> Action {
                 record.spec.bake_of(record.step).as_secs_f64() * record.spec.extend,
             );
             match record.baked_us >= patience.map_or(u64::MAX, micros) {
-                true => hold(TOO_FEW.to_owned()),
+                true => hold(format!("{TOO_FEW} ({})", look.verdict)),
                 false => release_or(Action::Nothing),
             }
         }
         Verdict::Pass(_) if record.baked_us < bake => release_or(Action::Nothing),
-        Verdict::Pass(_) if record.step + 1 < record.spec.steps.len() => release_or(Action::Advance { step: record.step + 1 }),
+        Verdict::Pass(_) if record.step + 1 < record.spec.steps.len() => {
+            release_or(Action::Advance { step: record.step + 1 })
+        }
         Verdict::Pass(_) => hold(LAST_STEP.to_owned()),
     }
 }
 
-const TOO_FEW: &str = "too few samples within the time, extended, that this step has";
+/// A reason without the figures behind it.
+fn kind(reason: &str) -> &str {
+    reason.split(" (").next().unwrap_or(reason)
+}
+
+const TOO_FEW: &str = "too little is known of the candidate after the time, extended, that this step has";
 const LAST_STEP: &str = "the last step is passed and below 100 %: promote it by hand";
 
 /// Whether this step gives everything to the candidate.

@@ -110,6 +110,9 @@ impl Session {
     /// When Redis was needed and did not answer: start nothing.
     pub(crate) async fn obey(&self, read: GateRead) -> Result<Verdict, StoreError> {
         let verdict = self.view.obey(read).await?;
+        if let Verdict::Obey(obeyed) = &verdict {
+            self.blocks.signalled(obeyed.signals.rollout);
+        }
         if let Verdict::Obey(obeyed) = &verdict
             && self.cancels.known.load(Ordering::Acquire) != obeyed.signals.cancels
         {

@@ -21,11 +21,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    blocks::Blocks,
     cancel::Cancels,
     config::WorkerConfig,
     health::{Health, Pulse},
     loops::{
-        claimer, finder, gatekeeper, limiter, promoter, reaper, renewer::Renewer, reporter, scheduler, settler,
+        claimer, driver, finder, gatekeeper, limiter, promoter, reaper, renewer::Renewer, reporter, scheduler, settler,
         throttler, trimmer,
     },
     outcome::Message,
@@ -84,6 +85,7 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
         loops.spawn(limiter::run(Arc::clone(&session)));
         loops.spawn(trimmer::run(Arc::clone(&session)));
         loops.spawn(scheduler::run(Arc::clone(&session)));
+        loops.spawn(driver::run(Arc::clone(&session)));
         tokio::select! {
             biased;
             () = shared.stop.cancelled() => {}
@@ -168,6 +170,7 @@ async fn try_begin(
         pacer: Pacer::default(),
         held: Held::default(),
         cancels: Cancels::new(),
+        blocks: Blocks::default(),
         running: Running::default(),
         reported: Notify::new(),
         clock: RedisClock::new(),

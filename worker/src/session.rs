@@ -15,6 +15,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    blocks::Blocks,
     cancel::Cancels,
     config::WorkerConfig,
     health::Pulse,
@@ -111,6 +112,8 @@ pub(crate) struct Session {
     pub(crate) pacer: Pacer,
     pub(crate) held: Held,
     pub(crate) cancels: Cancels,
+    /// What is counted for the rollout that runs.
+    pub(crate) blocks: Blocks,
     pub(crate) running: Running,
     pub(crate) clock: RedisClock,
     pub(crate) floors: Floors,

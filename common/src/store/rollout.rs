@@ -57,7 +57,7 @@ pub struct Mark {
 }
 
 /// One step of a rollout.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
     /// What it is made onto.
     pub onto: Onto,
@@ -302,7 +302,9 @@ impl RolloutStore {
     pub async fn policy(&self) -> Result<String, StoreError> {
         let link = self.store.warm().await?;
         let mut cmd = Cmd::new();
-        cmd.arg("HGET").arg(self.key(Key::Policy(self.queue.clone()))).arg("rollout");
+        cmd.arg("HGET")
+            .arg(self.key(Key::Policy(self.queue.clone())))
+            .arg("rollout");
         reply::text("policy", link.run(cmd).await?)
     }
 

@@ -49,14 +49,20 @@ pub fn mark(entry: &str, why: &str) -> String {
         }
     };
     fields.remove("rolled_back");
-    let build = fields.get("build").cloned().unwrap_or_else(|| Value::String(String::new()));
+    let build = fields
+        .get("build")
+        .cloned()
+        .unwrap_or_else(|| Value::String(String::new()));
     // `@` only where the script is to put a number.
     let text = |value: &Value| value.to_string().replace('@', "\\u0040");
     let rest = text(&found);
     let why = text(&Value::String(why.chars().take(500).collect()));
     let rest = rest.strip_suffix('}').unwrap_or(&rest);
     let comma = if rest.len() > 1 { "," } else { "" };
-    format!(r#"{rest}{comma}"rolled_back":{{"at_us":@at_us@,"rev":@rev@,"why":{why},"build":{}}}}}"#, text(&build))
+    format!(
+        r#"{rest}{comma}"rolled_back":{{"at_us":@at_us@,"rev":@rev@,"why":{why},"build":{}}}}}"#,
+        text(&build)
+    )
 }
 
 #[cfg(test)]
@@ -65,11 +71,22 @@ mod tests {
 
     #[test]
     fn a_mark_reads_back_and_leaves_the_rest() {
-        for entry in ["", "{}", r#"{"first_seen_us":"17","build":"a@b"}"#, "[1]", r#"{"build":"","x":{"y":1}}"#] {
-            let marked = mark(entry, "v2 fails: \"50 %\" @rev@").replace("@rev@", "7").replace("@at_us@", "1790000000000123");
+        for entry in [
+            "",
+            "{}",
+            r#"{"first_seen_us":"17","build":"a@b"}"#,
+            "[1]",
+            r#"{"build":"","x":{"y":1}}"#,
+        ] {
+            let marked = mark(entry, "v2 fails: \"50 %\" @rev@")
+                .replace("@rev@", "7")
+                .replace("@at_us@", "1790000000000123");
             let again = mark(&marked, "again").replace("@rev@", "8").replace("@at_us@", "9");
             let back = rolled_back(&marked).unwrap_or_else(|| panic!("{marked}"));
-            assert_eq!((back.at_us, back.rev, back.why.as_str()), (1_790_000_000_000_123, 7, "v2 fails: \"50 %\" @rev@"));
+            assert_eq!(
+                (back.at_us, back.rev, back.why.as_str()),
+                (1_790_000_000_000_123, 7, "v2 fails: \"50 %\" @rev@")
+            );
             assert_eq!(build_of(&marked), build_of(entry));
             assert_eq!(rolled_back(&again).unwrap().rev, 8);
         }
@@ -78,7 +95,9 @@ mod tests {
 
     #[test]
     fn another_build_is_another_try() {
-        let marked = mark(r#"{"build":"b1"}"#, "").replace("@rev@", "7").replace("@at_us@", "1");
+        let marked = mark(r#"{"build":"b1"}"#, "")
+            .replace("@rev@", "7")
+            .replace("@at_us@", "1");
         let rebuilt = marked.replacen(r#""build":"b1""#, r#""build":"b2""#, 1);
         assert!(rolled_back(&marked).is_some());
         assert_eq!(rolled_back(&rebuilt), None);

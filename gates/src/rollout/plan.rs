@@ -3,7 +3,10 @@
 use serde_json::json;
 use switchback_common::{
     SessionId, Version,
-    store::rollout::{Mark, Onto, Step},
+    store::{
+        gate::HistoryEntry,
+        rollout::{Mark, Onto, Step},
+    },
 };
 
 use super::{
@@ -64,12 +67,17 @@ pub fn plan(record: &Record, action: &Action, setting: &Setting) -> Step {
         Action::Nothing => {}
         Action::Advance { step: n } => {
             let evidence = match record.verdict() {
-                Verdict::Pass(evidence) => format!(": {evidence}"),
+                Verdict::Pass(evidence) => format!(": {}", evidence.words(from.as_str(), to.as_str())),
                 Verdict::Regressed(_) | Verdict::Hold(_) | Verdict::Insufficient { .. } => String::new(),
             };
             begin_step(&mut record, *n, setting.now_us);
             step.gate = gate_of(&record.spec, *n, &to);
-            step.text = format!("{to} goes to {} % (step {} of {}){evidence}", record.share(), n + 1, record.spec.steps.len());
+            step.text = format!(
+                "{to} goes to {} % (step {} of {}){evidence}",
+                record.share(),
+                n + 1,
+                record.spec.steps.len()
+            );
             if record.status == Status::Watching {
                 step.text = format!("{to} is active, and watched on{evidence}");
             }
@@ -89,13 +97,17 @@ pub fn plan(record: &Record, action: &Action, setting: &Setting) -> Step {
         }
         Action::Rollback { evidence } => {
             let share = record.share();
+            let words = evidence.words(from.as_str(), to.as_str());
             record.status = Status::RolledBack;
-            record.reason = format!("rolled back to {from}: {evidence}");
+            record.reason = format!("rolled back to {from}: {words}");
             record.evidence = serde_json::to_string(evidence).unwrap_or_default();
             "guard".clone_into(&mut step.source);
-            step.why = format!("{to} at {share} %: {evidence}");
+            step.why = format!("{to} at {share} %: {words}");
             step.gate = back(&from, record.spec.inflight);
-            step.text = format!("rolled back from {to} at {share} % to {from}: {evidence}; {}", touched(&record.totals, setting));
+            step.text = format!(
+                "rolled back from {to} at {share} % to {from}: {words}; {}",
+                touched(&record.totals, setting)
+            );
             step.evidence = json!({
                 "evidence": evidence, "from": from, "to": to, "percent": share, "touched": touched_json(&record.totals, setting),
             })
@@ -130,6 +142,7 @@ fn begin_step(record: &mut Record, n: usize, now_us: u64) {
     record.guard.begin_step();
     if is_full(&record.spec, n) {
         record.status = Status::Watching;
+        record.guard.freeze(&record.spec.guard);
     }
 }
 
@@ -177,7 +190,11 @@ fn touched_json(totals: &Counts, setting: &Setting) -> serde_json::Value {
 #[must_use]
 pub fn start(spec: &Spec, from: &Version, to: &Version, setting: &Setting, dry_run: bool) -> Step {
     let (steps, first) = (spec.steps.len(), spec.share_of(0));
-    let why = if setting.why.is_empty() { String::new() } else { format!(": {}", setting.why) };
+    let why = if setting.why.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", setting.why)
+    };
     Step {
         onto: Onto::Nothing { dry_run },
         if_rev: Some(setting.rev),
@@ -211,7 +228,7 @@ pub fn resume(record: &Record, setting: &Setting) -> Option<Step> {
     match record.status {
         Status::Held => {
             record.baked_us = 0;
-            record.guard.begin_step();
+            record.guard.resumed();
         }
         Status::Paused => {}
         _ => return None,
@@ -223,7 +240,11 @@ pub fn resume(record: &Record, setting: &Setting) -> Option<Step> {
 fn turned(record: &Record, setting: &Setting, status: Status, text: String) -> Step {
     let mut record = record.clone();
     record.status = status;
-    record.reason = if status == Status::Paused { text.clone() } else { String::new() };
+    record.reason = if status == Status::Paused {
+        text.clone()
+    } else {
+        String::new()
+    };
     // The clock was running, or standing, until now.
     record.looked_us = record.looked_us.max(setting.now_us);
     Step {
@@ -244,10 +265,15 @@ pub fn promote(record: &Record, all: bool, setting: &Setting) -> Option<Step> {
         // It ends below 100 %: a person adds the step that it lacks.
         record.spec.steps.push(super::StepSpec::plain(crate::gate::Share::ALL));
     }
-    let n = if all { record.spec.steps.len() - 1 } else { record.step + 1 };
+    let n = if all {
+        record.spec.steps.len() - 1
+    } else {
+        record.step + 1
+    };
     let mut step = plan(&record, &Action::Advance { step: n }, setting);
     step.text = format!("promoted{}: {}", by(setting), step.text);
-    step.record.push(("spec", serde_json::to_string(&record.spec).unwrap_or_default()));
+    step.record
+        .push(("spec", serde_json::to_string(&record.spec).unwrap_or_default()));
     Some(step)
 }
 
@@ -291,4 +317,16 @@ fn by(setting: &Setting) -> String {
         out.push_str(&format!(" ({})", setting.why));
     }
     out
+}
+
+/// Who made a revision, in words.
+#[must_use]
+pub fn maker(entry: &HistoryEntry) -> String {
+    let by = if entry.by.is_empty() { "somebody" } else { &entry.by };
+    let why = if entry.why.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", entry.why)
+    };
+    format!("{by} ({}, revision {}){why}", entry.source, entry.rev)
 }

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// How long after its end a block is still added to: attempts settle a moment after they end.
-pub const BLOCK_GRACE_US: u64 = 2_000_000;
+const BLOCK_GRACE_US: u64 = 2_000_000;
 /// Most blocks that one look reads (P10).
 pub const MAX_BLOCKS: u64 = 60;
 
@@ -141,7 +141,9 @@ pub struct Record {
 
 /// A record that makes no sense: only scripts write it, so somebody else did.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the rollout's record has an invalid {field} ({problem}); was it edited by hand? `switchback rollout abort` ends it")]
+#[error(
+    "the rollout's record has an invalid {field} ({problem}); was it edited by hand? `switchback rollout abort` ends it"
+)]
 pub struct InvalidRecord {
     /// The field.
     pub field: &'static str,
@@ -170,7 +172,13 @@ impl Record {
         };
         let spec: Spec = serde_json::from_str(&json_or("spec", "{}")).map_err(|e| bad("spec", &e))?;
         let guard = match text("guard") {
-            empty if empty.is_empty() => GuardState::new(&spec.guard),
+            empty if empty.is_empty() => {
+                let mut guard = GuardState::new(&spec.guard);
+                if spec.share_of(0) == Share::ALL {
+                    guard.freeze(&spec.guard);
+                }
+                guard
+            }
             json => serde_json::from_str(&json).map_err(|e| bad("guard", &e))?,
         };
         let status = text("status");
@@ -244,7 +252,10 @@ impl Record {
         // Older ones are gone.
         let last = self.block_of(now_us);
         let kept = 7_000_000_000 / block_us(self.spec.guard.block_secs);
-        let first = self.next_block.max(last.saturating_sub(kept)).min(last.max(self.next_block));
+        let first = self
+            .next_block
+            .max(last.saturating_sub(kept))
+            .min(last.max(self.next_block));
         (first, last.min(first + MAX_BLOCKS - 1).max(first))
     }
 
@@ -258,7 +269,10 @@ impl Record {
         let watching = self.status == Status::Watching;
         let config = &self.spec.guard;
         let length = block_us(config.block_secs);
-        for (n, counts) in blocks.iter().filter(|(n, _)| *n >= self.next_block) {
+        for (n, counts) in blocks {
+            if *n < self.next_block {
+                continue;
+            }
             let new = match self.counted.get(n) {
                 Some(seen) => counts - seen,
                 None => counts.clone(),
@@ -309,13 +323,24 @@ impl Record {
 
     /// The fields of one that begins; the script adds its id, serial, revision and times.
     #[must_use]
-    pub fn first_fields(spec: &Spec, from: &Version, to: &Version, build: &str, by: &str, why: &str) -> Vec<(&'static str, String)> {
+    pub fn first_fields(
+        spec: &Spec,
+        from: &Version,
+        to: &Version,
+        build: &str,
+        by: &str,
+        why: &str,
+    ) -> Vec<(&'static str, String)> {
         let first = spec.share_of(0);
         let spec = Spec {
             to: None,
             ..spec.clone()
         };
-        let status = if first == Share::ALL { Status::Watching } else { Status::Running };
+        let status = if first == Share::ALL {
+            Status::Watching
+        } else {
+            Status::Running
+        };
         vec![
             ("status", status.as_str().to_owned()),
             ("from", from.to_string()),

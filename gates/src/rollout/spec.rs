@@ -5,10 +5,7 @@ use std::{fmt, time::Duration};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use switchback_common::Version;
 
-use crate::{
-    gate::Share,
-    guard::GuardConfig,
-};
+use crate::{gate::Share, guard::GuardConfig};
 
 /// Most steps of one rollout.
 pub const MAX_STEPS: usize = 20;
@@ -116,7 +113,9 @@ impl Spec {
         for pair in self.steps.windows(2) {
             if pair[1].percent <= pair[0].percent {
                 let (a, b) = (pair[0].percent, pair[1].percent);
-                return bad(format!("steps: {b} % after {a} %; each must be more than the one before"));
+                return bad(format!(
+                    "steps: {b} % after {a} %; each must be more than the one before"
+                ));
             }
         }
         if self.steps[0].percent == Share::NONE {
@@ -131,7 +130,11 @@ impl Spec {
         if self.watch > MAX_WATCH {
             return bad(format!("watch: {:?} is longer than 30d", self.watch));
         }
-        let samples = self.steps.iter().filter_map(|step| step.min_samples).chain([self.min_samples]);
+        let samples = self
+            .steps
+            .iter()
+            .filter_map(|step| step.min_samples)
+            .chain([self.min_samples]);
         for samples in samples {
             if samples == 0 || samples > 1_000_000_000 {
                 return bad(format!("min_samples: {samples} is not from 1 to 1000000000"));
@@ -155,7 +158,10 @@ impl Spec {
     /// How many samples step `n` needs.
     #[must_use]
     pub fn samples_of(&self, n: usize) -> u64 {
-        self.steps.get(n).and_then(|step| step.min_samples).unwrap_or(self.min_samples)
+        self.steps
+            .get(n)
+            .and_then(|step| step.min_samples)
+            .unwrap_or(self.min_samples)
     }
 
     /// The share of step `n`; of the last one beyond.
@@ -251,7 +257,9 @@ impl<'de> de::Visitor<'de> for StepVisitor {
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<StepSpec, E> {
         let percent = Share::parse(text.trim().trim_end_matches('%').trim());
-        percent.map(StepSpec::plain).ok_or_else(|| E::custom(not_a_percentage(text)))
+        percent
+            .map(StepSpec::plain)
+            .ok_or_else(|| E::custom(not_a_percentage(text)))
     }
 
     fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<StepSpec, A::Error> {
@@ -320,7 +328,10 @@ mod tests {
             assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), spec, "{text}");
         }
         let spec = spec(long).unwrap();
-        assert_eq!((spec.bake_of(0), spec.bake_of(2)), (Duration::from_secs(120), Duration::from_secs(300)));
+        assert_eq!(
+            (spec.bake_of(0), spec.bake_of(2)),
+            (Duration::from_secs(120), Duration::from_secs(300))
+        );
         assert_eq!((spec.samples_of(2), spec.samples_of(3)), (9, 300));
         assert_eq!(spec.share_of(0).to_string(), "0.5");
         assert_eq!(spec.watch, Duration::from_secs(7 * 86_400));
@@ -350,7 +361,11 @@ mod tests {
             assert!(error.contains(why), "{json}: {error}");
         }
         let many: Vec<u32> = (1..=21).collect();
-        assert!(spec(&format!(r#"{{"steps": {many:?}}}"#)).unwrap_err().contains("more than 20"));
+        assert!(
+            spec(&format!(r#"{{"steps": {many:?}}}"#))
+                .unwrap_err()
+                .contains("more than 20")
+        );
         assert!(Spec::parse_steps("1,x").is_err());
         assert_eq!(Spec::parse_steps("1, 5%,100").unwrap().len(), 3);
     }

@@ -1,0 +1,191 @@
+//! The fast alarm: a CUSUM on the candidate's failures, beside one on the active version's.
+//!
+//! `G = max(0, G + ln(p1/p0))` at a failure, `max(0, G + ln((1-p1)/(1-p0)))` at a success, alarm at `G >= ln(arl0)`. With
+//! p0 1 % and p1 50 % four failures in a row are enough. It does not wait for a block, and it is not a comparison, so it
+//! needs care not to accuse a candidate of what befalls both:
+//!
+//! - p0 is twice what the active version fails, over all time (upper end of Wilson's interval) and lately (last ten looks
+//!   or so), the look at hand included. While that is more than p1, nobody is accused.
+//! - While the active version's own CUSUM is in alarm, the rollout holds; what the candidate did meanwhile is forgotten.
+//! - Without a baseline of the active version, or with nothing from it meanwhile, the rollout holds.
+
+use serde::{Deserialize, Serialize};
+
+use super::{arms::Tally, config::GuardConfig, intervals::wilson};
+
+/// How much of the past the next look keeps of "lately".
+const FADE: f64 = 0.9;
+/// How many tasks of the long-term rate are mixed into "lately", so that one failure among few is not an outage.
+const SHRINK: f64 = 20.0;
+/// What counts as healthy while nothing is known.
+const BLIND: f64 = 0.1;
+/// What the active version must have done meanwhile, for a candidate to be accused.
+const BESIDE: u64 = 5;
+
+/// One CUSUM.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Cusum {
+    pub(super) g: f64,
+    /// What it has seen since it was last 0.
+    pub(super) run: Tally,
+}
+
+impl Cusum {
+    /// Takes what is new since the last look, in an order unknown.
+    ///
+    /// The sum of all steps, cut at 0 once, is at most what the steps in *any* order, cut at 0 each, lead to: an exact
+    /// CUSUM ends at the largest of all sums over the last so many outcomes, and all of them is one such sum. So it
+    /// alarms no sooner than it should; late by a look at most, when a look begins well and ends badly.
+    pub(super) fn take(&mut self, tally: Tally, p0: f64, config: &GuardConfig) {
+        let Some((worse, better)) = steps(p0, config) else {
+            *self = Self::default();
+            return;
+        };
+        let sum = self.g + tally.hit as f64 * worse - tally.missed() as f64 * better;
+        // Capped, so that an alarm ends soon after its reason.
+        self.g = sum.clamp(0.0, 2.0 * height(config));
+        if self.g > 0.0 {
+            self.run += tally;
+        } else {
+            self.run = Tally::default();
+        }
+    }
+
+    pub(super) fn alarmed(&self, config: &GuardConfig) -> bool {
+        self.g >= height(config)
+    }
+}
+
+/// Where the alarm is: by Lorden's bound, `arl0` tasks between false ones at p0.
+pub(super) fn height(config: &GuardConfig) -> f64 {
+    config.burn.arl0.ln()
+}
+
+/// What a failure adds and what a success takes, or nothing where p0 leaves no room below p1.
+pub(super) fn steps(p0: f64, config: &GuardConfig) -> Option<(f64, f64)> {
+    let p1 = config.burn.p1;
+    (p0 > 0.0 && p0 < 0.9 * p1).then(|| ((p1 / p0).ln(), ((1.0 - p0) / (1.0 - p1)).ln()))
+}
+
+/// Failures over all time, or lately.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Seen {
+    pub(super) n: f64,
+    pub(super) hit: f64,
+}
+
+impl Seen {
+    fn add(&mut self, tally: Tally) {
+        self.n += tally.n as f64;
+        self.hit += tally.hit as f64;
+    }
+
+    fn fade(&mut self, keep: f64) {
+        self.n *= keep;
+        self.hit *= keep;
+    }
+
+    /// Twice what is believable at most.
+    pub(super) fn healthy(&self, config: &GuardConfig) -> f64 {
+        (2.0 * wilson(self.hit, self.n).1).max(config.burn.p0_floor)
+    }
+
+    fn rate(&self) -> f64 {
+        if self.n > 0.0 { self.hit / self.n } else { 0.0 }
+    }
+}
+
+/// Against what the candidate is judged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Mode {
+    /// The active version has not done enough yet.
+    #[default]
+    Blind,
+    /// The active version fails too.
+    BothMayFail,
+    /// The active version is there to compare with.
+    Judging,
+}
+
+/// Both CUSUMs, and what p0 is made of.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Burns {
+    pub(super) ever: Seen,
+    lately: Seen,
+    pub(super) active: Cusum,
+    pub(super) candidate: Cusum,
+    /// What the active version did since the candidate's CUSUM was last 0.
+    pub(super) beside: Tally,
+    mode: Mode,
+}
+
+/// What the alarms say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Alarm {
+    None,
+    /// The candidate's alone.
+    Candidate,
+    /// The candidate's, and nothing to compare with.
+    Alone,
+    /// The active version's.
+    Active,
+    Both,
+}
+
+impl Burns {
+    /// One look.
+    pub(super) fn look(&mut self, active: Tally, candidate: Tally, config: &GuardConfig) {
+        let blind = self.ever.n < config.burn.active_min as f64;
+        let unknown = BLIND.max(config.burn.p0_floor);
+        // An outage is found against what was before it, and is no part of what is usual.
+        self.active
+            .take(active, if blind { unknown } else { self.ever.healthy(config) }, config);
+        // The active version comes first: what befell both in this look must be known before anyone is accused.
+        if blind || !self.active.alarmed(config) {
+            self.ever.add(active);
+        }
+        self.lately.fade(FADE);
+        self.lately.add(active);
+        let mode = if self.active.alarmed(config) {
+            Mode::BothMayFail
+        } else if self.ever.n < config.burn.active_min as f64 {
+            Mode::Blind
+        } else {
+            Mode::Judging
+        };
+        if mode != self.mode {
+            // What was gathered under other rules is no evidence under these.
+            self.candidate = Cusum::default();
+            self.beside = Tally::default();
+            self.mode = mode;
+        }
+        let p0 = match mode {
+            Mode::Judging => self.p0(config),
+            Mode::Blind | Mode::BothMayFail => unknown,
+        };
+        self.candidate.take(candidate, p0, config);
+        if self.candidate.g > 0.0 {
+            self.beside += active;
+        } else {
+            self.beside = Tally::default();
+        }
+    }
+
+    /// What a healthy candidate fails at most, now.
+    pub(super) fn p0(&self, config: &GuardConfig) -> f64 {
+        let lately = (self.lately.hit + SHRINK * self.ever.rate()) / (self.lately.n + SHRINK);
+        self.ever.healthy(config).max(2.0 * lately)
+    }
+
+    pub(super) fn alarm(&self, config: &GuardConfig) -> Alarm {
+        let candidate = self.candidate.alarmed(config);
+        match (self.mode, candidate) {
+            (Mode::BothMayFail, true) => Alarm::Both,
+            (Mode::BothMayFail, false) => Alarm::Active,
+            (Mode::Judging, true) if self.beside.n >= BESIDE => Alarm::Candidate,
+            (Mode::Judging | Mode::Blind, true) => Alarm::Alone,
+            (Mode::Judging | Mode::Blind, false) => Alarm::None,
+        }
+    }
+}
