@@ -3,6 +3,7 @@
 mod dead;
 mod enqueue;
 mod limits;
+mod rollout;
 mod schedule;
 
 use std::{path::PathBuf, time::Duration};
@@ -13,6 +14,7 @@ use switchback_common::{TaskId, TaskType, Version};
 pub(crate) use self::dead::{Act, DeadVerb, Rate, Which};
 pub(crate) use self::enqueue::{EnqueueOptions, IfTaken, PayloadSource};
 pub(crate) use self::limits::LimitEdits;
+pub(crate) use self::rollout::{RolloutVerb, StartArgs};
 pub(crate) use self::schedule::{Remark, ScheduleVerb};
 use crate::{output::Format, text::duration};
 
@@ -67,6 +69,9 @@ pub(crate) enum Noun {
     /// Which version runs: show, roll back, ramp, pause.
     #[command(subcommand)]
     Gate(GateVerb),
+    /// Ramp a version step by step, with a guard that rolls it back by itself.
+    #[command(subcommand)]
+    Rollout(RolloutVerb),
     /// What waits, what runs, what is wrong.
     #[command(subcommand)]
     Queue(QueueVerb),
@@ -205,7 +210,8 @@ JSON: {queue, namespace, task_type, rev|null, gate|null, changed|null,
   versions: [{version, routed, live_workers, running}], live_workers, confirmed,
   hints: [{level: critical|warning|info, code, text}]}
 Hint codes: no_gate, no_group, regressed, paused, no_workers, no_worker_for_version, parked, lost_sessions,
-  unconfirmed, edit_refused, suspects, dead_letters, dead_limit, queue_full, bad_limits, breaker_open")]
+  unconfirmed, edit_refused, suspects, dead_letters, dead_limit, queue_full, bad_limits, breaker_open,
+  rollout_running, rollout_held, rollback_by_guard")]
     Show {
         #[arg(value_name = "TYPE")]
         task_type: TaskType,

@@ -14,6 +14,8 @@ mod limits;
 mod moves;
 mod pool;
 mod queue;
+mod rollout;
+mod rollout_cli;
 mod schedule_cli;
 mod schedules;
 mod sessions;

@@ -142,8 +142,8 @@ impl RolloutStore {
         }
     }
 
-    fn key(&self, key: Key) -> String {
-        self.store.keyspace().render(&key)
+    fn key(&self, key: &Key) -> String {
+        self.store.keyspace().render(key)
     }
 
     /// The record of the rollout that runs, or ran last; empty if there was none. And Redis's clock, µs.
@@ -172,7 +172,7 @@ impl RolloutStore {
             call.key(key);
         }
         call.key(&self.rollout)
-            .key(self.key(Key::Log(self.queue.clone())))
+            .key(self.key(&Key::Log(self.queue.clone())))
             .key(&self.driver);
         match &step.onto {
             Onto::Nothing { dry_run } => call.arg(if *dry_run { "dry" } else { "start" }).arg("").arg(""),
@@ -225,7 +225,7 @@ impl RolloutStore {
         let link = self.store.warm().await?;
         let mut call = script::DRIVE.prepare_invoke();
         call.key(&self.driver)
-            .key(self.key(Key::Lease(self.queue.clone(), session.clone())))
+            .key(self.key(&Key::Lease(self.queue.clone(), session.clone())))
             .arg(session.as_str())
             .arg(u64::try_from(DRIVER_LEASE.as_millis()).unwrap_or(u64::MAX));
         let (word, _) = reply::verdict("drive", link.run_script(&call).await?)?;
@@ -252,7 +252,7 @@ impl RolloutStore {
         let link = self.store.warm().await?;
         let mut pipe = Pipeline::new();
         for n in from..=to {
-            pipe.cmd("HGETALL").arg(self.key(Key::Block(self.queue.clone(), n)));
+            pipe.cmd("HGETALL").arg(self.key(&Key::Block(self.queue.clone(), n)));
         }
         let replies = link.run_pipe(&mut pipe).await?;
         let read = |(n, value): (u64, Result<Value, redis::RedisError>)| {
@@ -274,7 +274,7 @@ impl RolloutStore {
     ) -> Result<(), StoreError> {
         let link = self.store.warm().await?;
         let mut call = script::LOST.prepare_invoke();
-        call.key(self.key(Key::Block(self.queue.clone(), block)))
+        call.key(self.key(&Key::Block(self.queue.clone(), block)))
             .arg(version.as_str())
             .arg(format!("{task}@{recovered}"))
             .arg(BLOCK_TTL.as_secs());
@@ -290,7 +290,7 @@ impl RolloutStore {
         let link = self.store.warm().await?;
         let mut cmd = Cmd::new();
         cmd.arg("HGET")
-            .arg(self.key(Key::Versions(self.queue.clone())))
+            .arg(self.key(&Key::Versions(self.queue.clone())))
             .arg(version.as_str());
         reply::text("version", link.run(cmd).await?)
     }
@@ -303,7 +303,7 @@ impl RolloutStore {
         let link = self.store.warm().await?;
         let mut cmd = Cmd::new();
         cmd.arg("HGET")
-            .arg(self.key(Key::Policy(self.queue.clone())))
+            .arg(self.key(&Key::Policy(self.queue.clone())))
             .arg("rollout");
         reply::text("policy", link.run(cmd).await?)
     }

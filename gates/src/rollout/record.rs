@@ -137,6 +137,8 @@ pub struct Record {
     pub at_us: u64,
     /// The request that wrote it last.
     pub op: String,
+    /// What happened lately, newest first: when (µs), what.
+    pub events: Vec<(u64, String)>,
 }
 
 /// A record that makes no sense: only scripts write it, so somebody else did.
@@ -203,6 +205,12 @@ impl Record {
             why: text("why"),
             at_us: field_number(fields, "at_us"),
             op: text("op"),
+            events: text("events")
+                .lines()
+                .filter_map(|line| line.split_once(' '))
+                .filter_map(|(at, text)| Some((at.parse().ok()?, text.to_owned())))
+                .take(20)
+                .collect(),
             guard,
             spec,
         };

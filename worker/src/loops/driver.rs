@@ -238,7 +238,7 @@ impl Driver {
     async fn who_set(&self, rev: u64) -> Result<String, StoreError> {
         let history = self.session.view.store().history(None, 16).await?;
         let made = history.iter().find(|e| e.kind == "change" && e.rev == rev);
-        Ok(made.map_or_else(|| format!("revision {rev}"), |entry| rollout::maker(entry)))
+        Ok(made.map_or_else(|| format!("revision {rev}"), rollout::maker))
     }
 
     fn with(&self, version: &Version) -> usize {

@@ -66,6 +66,9 @@ if ARGV[12] ~= '' then
   redis.call('HSET', versions, ARGV[12], marked)
 end
 if ARGV[10] ~= '' then
+  -- The newest few, for people; the log has all of them.
+  local events = at .. ' ' .. string.gsub(ARGV[10], '%c', ' ') .. '\n' .. (act == 'go' and now.events or '')
+  redis.call('HSET', rollout, 'events', string.sub(events, 1, 8000))
   -- The log is evidence, not state: what is wrong with it must not keep a bad version running.
   redis.pcall('XADD', log, '*', 'kind', 'rollout', 'session', ARGV[5], 'at', at, 'rev', new.rev, 'by', string.sub(ARGV[7], 1, 64),
     'text', ARGV[10], 'evidence', ARGV[11])
