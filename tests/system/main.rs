@@ -17,6 +17,7 @@ mod recovery;
 mod results;
 mod retention;
 mod rolling;
+mod rollout;
 mod schedules;
 mod seams;
 mod throttle;
