@@ -11,11 +11,13 @@ use std::{
 
 use switchback_common::store::{
     gate::ChangeRequest,
+    log::{self, Ended},
     rollout::{RolloutStore, Step, Stepped},
 };
 use switchback_gates::{
     Gate,
     admin::operation_id,
+    certificate::Revisions,
     rollout::{Record, Setting, Spec, Status, start},
 };
 use switchback_tests::{Process, Witness, eventually, patience};
@@ -223,6 +225,62 @@ async fn a_version_that_fails_is_rolled_back_by_itself() {
     assert!(!record.evidence.is_empty() && record.totals.candidate.failed > 0);
     let entry = ramp.store().version_entry(&"v2".parse().unwrap()).await.unwrap();
     assert!(switchback_gates::rollout::rolled_back(&entry).is_some(), "{entry}");
+}
+
+// P1, P3: what the bad version failed runs on the good one, and nothing starts late. The same with times: the bench's
+// `rollback`.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_automatic_rollback_loses_nothing_and_starts_nothing_late() {
+    let mut ramp = Ramp::new().await;
+    for _ in 0..2 {
+        let config = ramp.fixture.config();
+        let (v1, v2) = (ramp.v1.handler(), ramp.v2.handler());
+        ramp.fixture
+            .worker(config, |t| t.version("v1", v1).version("v2", v2).concurrency(16))
+            .await;
+    }
+    let traffic = Traffic::begin(&ramp.fixture, None);
+    ramp.v2.set(30);
+    ramp.start(QUICK).await;
+    let record = ramp.becomes(Status::RolledBack).await;
+    let confirmed = ramp
+        .fixture
+        .gates
+        .wait(&ramp.fixture.queue, record.rev, LONG)
+        .await
+        .unwrap();
+    assert!(
+        confirmed.missing.is_empty() && confirmed.confirmed == 3,
+        "{confirmed:?}"
+    );
+    drop(traffic);
+    ramp.fixture.drained().await;
+    let history = ramp
+        .fixture
+        .gates
+        .history(&ramp.fixture.queue, None, 100)
+        .await
+        .unwrap();
+    let revisions = Revisions::from_history(&history);
+    let entries = log::read(&ramp.fixture.store, &ramp.fixture.queue, None, 100_000)
+        .await
+        .unwrap();
+    let groups: Vec<_> = entries.iter().flat_map(|entry| &entry.attempts).collect();
+    assert!(groups.iter().all(|group| revisions.late(group).is_empty()));
+    let rows: Vec<_> = groups.iter().flat_map(|group| &group.tasks).collect();
+    let done = rows.iter().filter(|row| row.3 == Ended::Done).count();
+    let all: std::collections::HashSet<_> = rows.iter().map(|row| &row.0).collect();
+    assert_eq!(
+        (done, ramp.fixture.depth().await.dead),
+        (all.len(), 0),
+        "each is done, once"
+    );
+    let failed_on_v2 = groups
+        .iter()
+        .filter(|g| g.version.as_str() == "v2")
+        .flat_map(|g| &g.tasks)
+        .filter(|r| r.3 == Ended::Retried);
+    assert!(failed_on_v2.count() > 0);
 }
 
 // It was good on the ramp, and turns bad once it is alone.
