@@ -43,8 +43,11 @@ mod state;
 mod verdict;
 mod watch;
 
+#[cfg(test)]
+mod tests;
+
 pub use arms::{Arm, Counts, Tally};
 pub use config::{Burn, GUARDRAILS, GuardConfig, InvalidGuard};
-pub use intervals::wilson;
+pub use intervals::{fisher, newcombe, wilson};
 pub use state::GuardState;
 pub use verdict::{Evidence, HoldReason, Lack, Test, Verdict};

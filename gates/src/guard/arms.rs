@@ -94,8 +94,8 @@ impl Arm {
         Tally::new(self.n, self.dead)
     }
 
-    pub(super) fn losses(&self, at_most: u64) -> Tally {
-        Tally::new(self.n, self.lost.min(at_most))
+    pub(super) fn losses(&self) -> Tally {
+        Tally::new(self.n, self.lost)
     }
 
     /// How many took longer than all of `bucket` does.

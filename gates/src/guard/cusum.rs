@@ -189,3 +189,165 @@ impl Burns {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fastrand::Rng;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The CUSUM as the books have it: outcome by outcome.
+    fn exact(mut g: f64, outcomes: &[bool], p0: f64, config: &GuardConfig) -> f64 {
+        let (worse, better) = steps(p0, config).unwrap();
+        for failed in outcomes {
+            g = (g + if *failed { worse } else { -better }).max(0.0);
+        }
+        g
+    }
+
+    proptest! {
+        #[test]
+        fn a_look_never_says_more_than_any_order_of_its_outcomes(
+            looks in prop::collection::vec(prop::collection::vec(prop::bool::weighted(0.3), 0..40), 1..20),
+            p0 in 0.001..0.4f64,
+        ) {
+            // Generated in an order; every order is generated.
+            let config = GuardConfig::default();
+            let (mut cusum, mut known) = (Cusum::default(), 0.0);
+            for look in &looks {
+                known = exact(known, look, p0, &config);
+                let failed = look.iter().filter(|failed| **failed).count() as u64;
+                cusum.take(Tally::new(look.len() as u64, failed), p0, &config);
+                prop_assert!(cusum.g <= known + 1e-9, "{} > {known}", cusum.g);
+            }
+        }
+
+        #[test]
+        fn no_number_is_too_large(
+            looks in prop::collection::vec((counts(), counts(), counts(), counts()), 1..20),
+        ) {
+            let config = GuardConfig::default();
+            let mut burns = Burns::default();
+            for (n, x, m, y) in looks {
+                burns.look(Tally::new(n, x), Tally::new(m, y), &config);
+                prop_assert!(burns.candidate.g.is_finite() && burns.active.g.is_finite());
+                prop_assert!((0.0..=4.0).contains(&burns.p0(&config)));
+            }
+        }
+    }
+
+    fn counts() -> impl Strategy<Value = u64> {
+        prop_oneof![Just(0), 0u64..1000, Just(u64::MAX / 4), 0..u64::MAX / 4]
+    }
+
+    #[test]
+    fn one_by_one_it_is_the_cusum_of_the_books() {
+        let config = GuardConfig::default();
+        let mut rng = Rng::with_seed(7);
+        let (mut cusum, mut known) = (Cusum::default(), 0.0);
+        for _ in 0..10_000 {
+            let failed = rng.f64() < 0.02;
+            known = exact(known, &[failed], 0.01, &config).min(2.0 * height(&config));
+            cusum.take(Tally::new(1, u64::from(failed)), 0.01, &config);
+            assert!((cusum.g - known).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn four_failures_in_a_row_are_enough_at_one_percent_and_nine_at_ten() {
+        let config = GuardConfig::default();
+        let needed = |p0| {
+            let mut cusum = Cusum::default();
+            (1..20).find(|_| {
+                cusum.take(Tally::new(1, 1), p0, &config);
+                cusum.alarmed(&config)
+            })
+        };
+        assert_eq!(needed(0.01), Some(4));
+        assert_eq!(needed(0.1), Some(9));
+        assert_eq!(needed(0.46), None, "where p0 leaves no room below p1 nobody is accused");
+    }
+
+    fn after(looks: &[(Tally, Tally)]) -> Alarm {
+        let config = GuardConfig::default();
+        let mut burns = Burns::default();
+        for (active, candidate) in looks {
+            burns.look(*active, *candidate, &config);
+        }
+        burns.alarm(&config)
+    }
+
+    const USUAL: (Tally, Tally) = (Tally { n: 450, hit: 4 }, Tally { n: 50, hit: 0 });
+
+    #[test]
+    fn who_is_accused() {
+        let fails = Tally { n: 50, hit: 40 };
+        assert_eq!(after(&[USUAL, USUAL]), Alarm::None);
+        assert_eq!(after(&[USUAL, (USUAL.0, fails)]), Alarm::Candidate);
+        let outage = Tally { n: 450, hit: 300 };
+        assert_eq!(after(&[USUAL, (outage, fails)]), Alarm::Both);
+        assert_eq!(after(&[USUAL, (outage, USUAL.1)]), Alarm::Active);
+        // Nothing is known of the active version, or nothing since the candidate began to fail.
+        assert_eq!(after(&[(Tally::default(), fails)]), Alarm::Alone);
+        assert_eq!(after(&[USUAL, (Tally::default(), fails)]), Alarm::Alone);
+        assert_eq!(
+            after(&[USUAL, (Tally::default(), fails), (Tally::new(5, 0), fails)]),
+            Alarm::Candidate
+        );
+    }
+
+    #[test]
+    fn an_outage_is_not_usual_however_long_it_lasts_and_leaves_no_suspicion() {
+        let outage = (Tally { n: 450, hit: 440 }, Tally { n: 5, hit: 5 });
+        let mut looks = vec![USUAL; 20];
+        looks.extend([outage; 600]);
+        assert_eq!(after(&looks), Alarm::Both);
+        // The active version is seen to recover first: it has more tasks.
+        for _ in 0..30 {
+            looks.push((USUAL.0, Tally::new(1, 0)));
+            assert!(matches!(after(&looks), Alarm::None | Alarm::Active | Alarm::Both));
+        }
+        assert_eq!(after(&looks), Alarm::None);
+    }
+
+    #[test]
+    fn an_outage_too_small_for_an_alarm_accuses_nobody() {
+        // Eight times the usual failures, on both, after weeks of the usual. Breaks if p0 ignores what is lately.
+        let config = GuardConfig::default();
+        let mut accused = 0;
+        for run in 0..60 {
+            let mut rng = Rng::with_seed(run);
+            let mut throw = |n: u64, p: f64| Tally::new(n, (0..n).filter(|_| rng.f64() < p).count() as u64);
+            let mut burns = Burns::default();
+            burns.look(Tally::new(10_000_000, 100_000), Tally::default(), &config);
+            for _ in 0..200 {
+                burns.look(throw(12, 0.01), throw(4, 0.01), &config);
+            }
+            for _ in 0..300 {
+                burns.look(throw(12, 0.08), throw(4, 0.08), &config);
+                if burns.alarm(&config) == Alarm::Candidate {
+                    accused += 1;
+                    break;
+                }
+            }
+        }
+        assert_eq!(accused, 0);
+    }
+    #[test]
+    fn one_failure_among_few_is_no_outage() {
+        let config = GuardConfig::default();
+        let mut burns = Burns::default();
+        burns.look(Tally::new(10_000, 100), Tally::default(), &config);
+        for _ in 0..150 {
+            burns.look(Tally::default(), Tally::default(), &config);
+        }
+        // A quiet queue: every other second a task of the active version, one of which fails.
+        let accused = (1..30).find(|second| {
+            let active = Tally::new(second % 2, u64::from(*second == 5));
+            burns.look(active, Tally::new(1, 1), &config);
+            burns.alarm(&config) == Alarm::Candidate
+        });
+        assert!(accused.is_some_and(|seconds| seconds <= 12), "{accused:?}");
+    }
+}

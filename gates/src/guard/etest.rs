@@ -51,7 +51,9 @@ impl Default for ETest {
 impl ETest {
     /// Bets on one block. `base` must come from earlier blocks only. A block in which one version did nothing tells
     /// nothing.
-    pub(super) fn block(&mut self, base: &Base, active: Tally, candidate: Tally, margin: f64) {
+    ///
+    /// No factor exceeds `cap` (given as a logarithm): less than S, its expectation is no higher.
+    pub(super) fn block(&mut self, base: &Base, active: Tally, candidate: Tally, margin: f64, cap: f64) {
         let Some(a) = base.rate() else { return };
         let allowed = a + margin;
         if active.n == 0 || candidate.n == 0 || allowed > 0.99 {
@@ -65,7 +67,7 @@ impl ETest {
             }
             // B stays below 1, else a single success would be proof.
             let b = (allowed + worse).min(1.0 - (1.0 - allowed) / 8.0);
-            *capital += ln_factor(active, a, candidate, b, margin);
+            *capital += ln_factor(active, a, candidate, b, margin).min(cap);
         }
         self.blocks += 1;
         self.active += active;
@@ -156,3 +158,6 @@ impl Base {
         (self.n >= Self::ENOUGH).then(|| (self.hit + 0.5) / (self.n + 1.0))
     }
 }
+
+#[cfg(test)]
+mod tests;

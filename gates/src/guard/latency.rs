@@ -91,3 +91,52 @@ fn quantile(counts: &BTreeMap<u8, u64>, percent: u128) -> u8 {
     }
     0
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn at_most_that_many_take_longer_and_one_bucket_less_would_be_more(
+            counts in prop::collection::btree_map(0u8..=took::LAST, 1u64..1000, 1..40), percent in 1u128..60,
+        ) {
+            let bucket = quantile(&counts, percent);
+            let above = |bucket: u8| counts.range(bucket + 1..).map(|(_, count)| u128::from(*count)).sum::<u128>();
+            prop_assert!(above(bucket) * 100 <= total(&counts) * percent);
+            prop_assert!(bucket == 0 || above(bucket - 1) * 100 > total(&counts) * percent);
+        }
+
+        #[test]
+        fn no_number_is_too_large(blocks in prop::collection::vec(
+            prop::collection::btree_map(any::<u8>(), prop_oneof![Just(u64::MAX / 4), 1u64..100], 0..9), 1..9,
+        )) {
+            let mut baseline = Baseline::default();
+            for block in &blocks {
+                baseline.learn(block, 1 << 60);
+                let p99 = baseline.p99();
+                prop_assert!(baseline.bounds().is_none_or(|(p50, p95)| p50 <= p95 && took::bound(p95) <= p99));
+            }
+        }
+    }
+
+    #[test]
+    fn bounds_are_frozen_once() {
+        let mut baseline = Baseline::default();
+        baseline.learn(&BTreeMap::from([(10, 60), (20, 38)]), 100);
+        assert_eq!((baseline.bounds(), baseline.counted()), (None, Some(98)));
+        baseline.learn(&BTreeMap::from([(30, 2)]), 100);
+        assert_eq!(
+            baseline,
+            Baseline::Frozen {
+                p50: 10,
+                p95: 20,
+                p99: 30
+            }
+        );
+        baseline.learn(&BTreeMap::from([(90, 1_000_000)]), 100);
+        assert_eq!(baseline.bounds(), Some((10, 20)));
+    }
+}

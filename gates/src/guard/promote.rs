@@ -47,3 +47,56 @@ impl Promotion {
         lacks
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fastrand::Rng;
+
+    use super::*;
+
+    fn throw(rng: &mut Rng, n: u64, p: f64) -> Tally {
+        Tally::new(n, (0..n).filter(|_| rng.f64() < p).count() as u64)
+    }
+
+    /// Tasks of the candidate until it passes, if it does within 3000.
+    fn passes_after(seed: u64, p: f64, q: f64) -> Option<u64> {
+        let mut rng = Rng::with_seed(seed);
+        let (mut promotion, mut base) = (Promotion::default(), Base::default());
+        base.learn(throw(&mut rng, 2000, p));
+        (0..150).find_map(|_| {
+            let block = (throw(&mut rng, 180, p), throw(&mut rng, 20, q));
+            promotion.block(&base, block.0, block.1, 0.02);
+            base.learn(block.0);
+            (promotion.ln_e >= 20.0f64.ln()).then_some(promotion.candidate.n)
+        })
+    }
+
+    #[test]
+    fn a_candidate_as_good_passes_in_about_the_expected_number_of_tasks() {
+        let mut needed: Vec<u64> = (0..40).filter_map(|seed| passes_after(seed, 0.01, 0.01)).collect();
+        assert_eq!(needed.len(), 40);
+        needed.sort_unstable();
+        assert!((200..=500).contains(&needed[20]), "{needed:?}: ln 20 / KL is 325");
+    }
+
+    #[test]
+    fn a_candidate_too_bad_passes_seldom() {
+        let passed = (0..100)
+            .filter(|seed| passes_after(*seed, 0.05, 0.07).is_some())
+            .count();
+        assert!(passed <= 5, "{passed} of 100 at the edge, with 5 % allowed");
+    }
+
+    #[test]
+    fn what_lacks_is_about_what_it_takes() {
+        let mut base = Base::default();
+        base.learn(Tally::new(100_000, 1000));
+        let lacks = Promotion::default().lacks(&base, 0.02, 20.0f64.ln());
+        assert!((320..330).contains(&lacks), "{lacks}");
+        let sure = Promotion {
+            ln_e: 1e300,
+            ..Promotion::default()
+        };
+        assert_eq!(sure.lacks(&base, 0.02, 20.0f64.ln()), 1);
+    }
+}

@@ -49,3 +49,97 @@ impl ShareTest {
 fn ln_beta(a: f64, b: f64) -> f64 {
     libm::lgamma(a) + libm::lgamma(b) - libm::lgamma(a + b)
 }
+
+#[cfg(test)]
+mod tests {
+    use fastrand::Rng;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const STEPS: [f64; 5] = [0.01, 0.05, 0.1, 0.25, 0.5];
+
+    fn test(active: u64, candidate: u64, share: f64) -> bool {
+        let mut test = ShareTest::default();
+        test.block(active, candidate, share);
+        test.ln_e() >= 1000f64.ln()
+    }
+
+    #[test]
+    fn gross_mismatches_are_found() {
+        // No worker has the candidate; the gate is obeyed by nobody; one key is everything.
+        assert!(test(200_000, 0, 0.01) && test(20_000, 0, 0.1) && test(3_000, 0, 0.5));
+        assert!(test(100, 100_000, 0.01) && test(0, 50, 0.1) && test(0, 50, 0.5));
+        assert!(!test(99_000, 1_000, 0.01) && !test(90_000, 10_000, 0.1) && !test(50_000, 50_000, 0.5));
+        assert!(
+            !test(0, 1_000_000, 0.0) && !test(1_000_000, 0, 1.0) && !test(9, 9, f64::NAN),
+            "none is expected"
+        );
+    }
+
+    #[test]
+    fn fair_coins_do_not_alarm_however_often_one_looks() {
+        for seed in 0..50 {
+            let mut rng = Rng::with_seed(seed);
+            for share in STEPS {
+                let mut test = ShareTest::default();
+                for _ in 0..100 {
+                    let candidate = (0..50).filter(|_| rng.f64() < share).count() as u64;
+                    test.block(50 - candidate, candidate, share);
+                    assert!(test.ln_e() < 1000f64.ln());
+                }
+            }
+        }
+    }
+
+    /// Tenants of very different sizes, whole ones on either side: a sticky percent. What each sends is not counted by
+    /// chance but in full, so that nothing but the keys makes the share.
+    fn sticky(rng: &mut Rng, keys: u32, share: f64) -> ShareTest {
+        let mut test = ShareTest::default();
+        let (mut active, mut candidate) = (0, 0);
+        for rank in 1..=keys {
+            let tasks = u64::from(1_000_000 / rank / 8);
+            if rng.f64() < share {
+                candidate += tasks
+            } else {
+                active += tasks
+            }
+        }
+        test.block(active, candidate, share);
+        test
+    }
+
+    #[test]
+    fn keys_of_very_different_sizes_do_not_alarm() {
+        let mut rng = Rng::with_seed(3);
+        for share in STEPS {
+            let (mut alarms, mut strict) = (0, 0);
+            for _ in 0..300 {
+                let test = sticky(&mut rng, 2000, share);
+                let expected = test.tasks.n as f64 * share;
+                alarms += u32::from(test.ln_e() >= 1000f64.ln());
+                strict += u32::from((test.tasks.hit as f64 - expected).abs() > 5.0 * expected.sqrt());
+            }
+            assert_eq!(alarms, 0, "at {share}");
+            assert!(
+                strict > 200,
+                "a test against the share itself would fire nearly always: {strict}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_number_is_too_large(blocks in prop::collection::vec((counts(), counts(), any::<f64>()), 1..9)) {
+            let mut test = ShareTest::default();
+            for (active, candidate, share) in blocks {
+                test.block(active, candidate, share);
+                prop_assert!(test.ln_e().is_finite());
+            }
+        }
+    }
+
+    fn counts() -> impl Strategy<Value = u64> {
+        prop_oneof![Just(0), 0u64..1000, Just(u64::MAX / 4), 0..u64::MAX / 4]
+    }
+}

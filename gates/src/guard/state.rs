@@ -18,9 +18,9 @@ use super::{
     watch::Watch,
 };
 
-/// How many of the candidate's tasks of one block may count as lost. A process that dies takes all it runs along: one
-/// event, whatever the number. Those of the active version count in full, in the candidate's favour.
-const LOST_PER_BLOCK: u64 = 1;
+/// The most that one block may say about lost tasks, as a logarithm. A process that dies takes all it runs along: one
+/// event, whatever the number, and a machine may die with any version. Three blocks with losses are needed.
+const LOST_PER_BLOCK: f64 = 3.0;
 
 /// What the guard knows. A pure fold: the same counts in the same order give the same verdict, today or in a
 /// post-mortem. Small; carried across steps; stored as JSON by whoever drives the rollout.
@@ -64,9 +64,9 @@ struct Step {
 
 impl Compared {
     /// The test first, what was learnt after: A knows earlier blocks only.
-    fn block(&mut self, active: Tally, candidate: Tally, margin: f64, judged: bool) {
+    fn block(&mut self, active: Tally, candidate: Tally, margin: f64, cap: f64, judged: bool) {
         if judged {
-            self.test.block(&self.base, active, candidate, margin);
+            self.test.block(&self.base, active, candidate, margin, cap);
         }
         self.base.learn(active);
     }
@@ -127,18 +127,18 @@ impl GuardState {
                 self.step.share.block(a.n, b.n, share);
             }
         }
-        self.failure
-            .block(a.failures(), b.failures(), config.failure_margin, judged);
-        self.dead.block(a.deaths(), b.deaths(), config.dead_margin, judged);
-        self.lost
-            .block(a.losses(u64::MAX), b.losses(LOST_PER_BLOCK), config.lost_margin, judged);
+        let whole = f64::INFINITY;
+        let compare = |compared: &mut Compared, of: &dyn Fn(&Arm) -> Tally, margin, cap| {
+            compared.block(of(a), of(b), margin, cap, judged);
+        };
+        compare(&mut self.failure, &Arm::failures, config.failure_margin, whole);
+        compare(&mut self.dead, &Arm::deaths, config.dead_margin, whole);
+        compare(&mut self.lost, &Arm::losses, config.lost_margin, LOST_PER_BLOCK);
         match self.baseline.bounds() {
             None => self.baseline.learn(&a.took, config.baseline_min),
             Some((p50, p95)) => {
-                self.p50
-                    .block(a.longer_than(p50), b.longer_than(p50), config.p50_margin, judged);
-                self.p95
-                    .block(a.longer_than(p95), b.longer_than(p95), config.p95_margin, judged);
+                compare(&mut self.p50, &|arm| arm.longer_than(p50), config.p50_margin, whole);
+                compare(&mut self.p95, &|arm| arm.longer_than(p95), config.p95_margin, whole);
             }
         }
         self.remember(config);

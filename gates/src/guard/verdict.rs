@@ -273,3 +273,62 @@ impl fmt::Display for Number {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn evidence(test: Test) -> Evidence {
+        Evidence {
+            e_value: 4.1e9,
+            threshold: 500.0,
+            allowed: 0.005,
+            bound_us: Some(1_414_214),
+            ..Evidence::new(test, Tally::new(1093, 11), Tally::new(122, 38))
+        }
+    }
+
+    #[test]
+    fn evidence_is_one_line_of_words() {
+        assert_eq!(
+            evidence(Test::Failure).words("v1", "v2"),
+            "failure: v2 38/122 (31.1 %) against v1 11/1093 (1.0 %) in the same blocks; e-value 4.1e9, threshold 500"
+        );
+        assert_eq!(
+            evidence(Test::P95).to_string(),
+            "p95: candidate 38/122 (31.1 %) against active 11/1093 (1.0 %) longer than 1.414214s, in the same blocks; \
+             e-value 4.1e9, threshold 500"
+        );
+        assert_eq!(
+            evidence(Test::Burn).words("v1", "v2"),
+            "burn: v2 38/122 (31.1 %) against v1 11/1093 (1.0 %) meanwhile, 0.50 % being healthy; likelihood ratio \
+             4.1e9, threshold 500"
+        );
+        assert_eq!(
+            evidence(Test::Share).words("v1", "v2"),
+            "share: v2 has 38/122 (31.1 %) of the tasks at 0.50 %; e-value 4.1e9, threshold 500"
+        );
+    }
+
+    #[test]
+    fn programs_read_it_too() {
+        for verdict in [
+            Verdict::Regressed(evidence(Test::Failure)),
+            Verdict::Hold(HoldReason::Slower(evidence(Test::P50))),
+            Verdict::Insufficient {
+                lack: Lack::Samples,
+                have: 12,
+                need: 300,
+            },
+            Verdict::Pass(evidence(Test::Promote)),
+        ] {
+            let text = serde_json::to_string(&verdict).unwrap();
+            assert_eq!(serde_json::from_str::<Verdict>(&text).unwrap(), verdict, "{text}");
+        }
+        let text = serde_json::to_value(Verdict::Hold(HoldReason::Slower(evidence(Test::P50)))).unwrap();
+        assert_eq!(
+            (&text["verdict"], &text["reason"], &text["test"]),
+            (&"hold".into(), &"slower".into(), &"p50".into())
+        );
+    }
+}
