@@ -5,6 +5,7 @@ mod dead;
 mod enqueue;
 mod gate;
 mod limits;
+mod rollout;
 mod schedule;
 mod version;
 
@@ -18,6 +19,7 @@ pub(crate) use self::dead::{Act, DeadVerb, Rate, Which};
 pub(crate) use self::enqueue::{EnqueueOptions, IfTaken, PayloadSource};
 pub(crate) use self::gate::{Change, GateVerb, InFlight};
 pub(crate) use self::limits::LimitEdits;
+pub(crate) use self::rollout::{RolloutVerb, StartArgs};
 pub(crate) use self::schedule::{Remark, ScheduleVerb};
 pub(crate) use self::version::{VersionChange, VersionVerb};
 use crate::{output::Format, text::duration};
@@ -73,6 +75,9 @@ pub(crate) enum Noun {
     /// Which version runs: show, roll back, ramp, pause.
     #[command(subcommand)]
     Gate(GateVerb),
+    /// Ramp a version step by step, with a guard that rolls it back by itself.
+    #[command(subcommand)]
+    Rollout(RolloutVerb),
     /// What waits, what runs, what is wrong.
     #[command(subcommand)]
     Queue(QueueVerb),
@@ -111,7 +116,8 @@ JSON: {queue, namespace, task_type, rev|null, gate|null, changed|null,
   versions: [{version, routed, live_workers, running}], live_workers, confirmed,
   hints: [{level: critical|warning|info, code, text}]}
 Hint codes: no_gate, no_group, regressed, paused, no_workers, no_worker_for_version, parked, lost_sessions,
-  unconfirmed, edit_refused, suspects, dead_letters, dead_limit, queue_full, bad_limits, bad_policy, breaker_open")]
+  unconfirmed, edit_refused, suspects, dead_letters, dead_limit, queue_full, bad_limits, bad_policy, breaker_open,
+  rollout_running, rollout_held, rollback_by_guard")]
     Show {
         #[arg(value_name = "TYPE")]
         task_type: TaskType,

@@ -13,7 +13,10 @@ use switchback_common::{
         session::SessionInfo,
     },
 };
-use switchback_gates::admin::Shown;
+use switchback_gates::{
+    admin::Shown,
+    rollout::{Record, Status},
+};
 
 use crate::{
     config::rollout::rollout_of,
@@ -51,6 +54,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) depth: Option<&'a QueueDepth>,
     pub(crate) limits: &'a Limits,
     pub(crate) policies: &'a Policies,
+    /// The rollout that runs, or ran last.
+    pub(crate) rollout: Option<&'a Record>,
     /// Newest first.
     pub(crate) history: &'a [HistoryEntry],
     pub(crate) now_us: u64,
@@ -60,6 +65,7 @@ pub(crate) struct Facts<'a> {
 pub(crate) fn hints(facts: &Facts<'_>) -> Vec<Hint> {
     let mut out = Vec::new();
     of_gate(facts, &mut out);
+    of_rollout(facts, &mut out);
     of_workers(facts, &mut out);
     if let Some(depth) = facts.depth {
         of_depth(facts, depth, &mut out);
@@ -128,6 +134,46 @@ fn of_gate(facts: &Facts<'_>, out: &mut Vec<Hint>) {
             ),
         });
     }
+}
+
+fn of_rollout(facts: &Facts<'_>, out: &mut Vec<Hint>) {
+    let Some(record) = facts.rollout else { return };
+    let look = format!("see `switchback rollout status {}`", facts.queue.task_type);
+    let (level, code, text) = match record.status {
+        Status::Running | Status::Paused => (
+            Level::Info,
+            "rollout_running",
+            format!(
+                "the rollout of {} is {} at {} %: {look}",
+                record.to,
+                record.status,
+                record.share()
+            ),
+        ),
+        Status::Watching => (
+            Level::Info,
+            "rollout_running",
+            format!("the guard watches {}, promoted by a rollout: {look}", record.to),
+        ),
+        Status::Held => (
+            Level::Warning,
+            "rollout_held",
+            format!(
+                "the rollout of {} is held at {} %: {}; {look}",
+                record.to,
+                record.share(),
+                plain(&record.reason)
+            ),
+        ),
+        // Once somebody has set the gate since, it is history.
+        Status::RolledBack if facts.shown.is_none_or(|shown| shown.rev == record.rev) => (
+            Level::Warning,
+            "rollback_by_guard",
+            format!("{} {}: {look}", ago(facts.now_us, record.at_us), plain(&record.reason)),
+        ),
+        Status::RolledBack | Status::Promoted | Status::Aborted | Status::Overruled => return,
+    };
+    out.push(Hint { level, code, text });
 }
 
 fn of_workers(facts: &Facts<'_>, out: &mut Vec<Hint>) {
@@ -333,6 +379,7 @@ mod tests {
             depth: None,
             limits: &Limits::default(),
             policies: &Policies::default(),
+            rollout: None,
             history: &[],
             now_us: 0,
         };

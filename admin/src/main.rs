@@ -65,6 +65,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         let context = Context::connect(&cli.global).await?;
         match cli.noun {
             Noun::Gate(verb) => commands::gate::run(&context, &mut out, verb).await,
+            Noun::Rollout(verb) => Box::pin(commands::rollout::run(&context, &mut out, verb)).await,
             Noun::Queue(verb) => commands::queue::run(&context, &mut out, verb).await,
             Noun::Task(verb) => commands::task::run(&context, &mut out, verb).await,
             Noun::Dead(verb) => commands::dead::run(&context, &mut out, verb).await,

@@ -8,6 +8,7 @@ mod gate;
 mod latency;
 mod memory;
 mod recovery;
+mod rollback;
 
 use std::time::Duration;
 
@@ -30,12 +31,14 @@ pub(crate) enum Measure {
     Memory,
     /// Clean stop and kill -9
     Recovery,
+    /// A bad version rolled back by itself: time, failures, losses
+    Rollback,
     /// Commands per task
     Commands,
 }
 
 impl Measure {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Enqueue,
         Self::Drain,
         Self::Gate,
@@ -43,6 +46,7 @@ impl Measure {
         Self::Latency,
         Self::Flip,
         Self::Recovery,
+        Self::Rollback,
         Self::Commands,
     ];
 
@@ -55,6 +59,7 @@ impl Measure {
             Self::Flip => "flip",
             Self::Memory => "memory",
             Self::Recovery => "recovery",
+            Self::Rollback => "rollback",
             Self::Commands => "commands",
         }
     }
@@ -68,6 +73,7 @@ impl Measure {
             Self::Flip => Box::pin(flip::run(setup, report)).await,
             Self::Memory => Box::pin(memory::run(setup, report)).await,
             Self::Recovery => Box::pin(recovery::run(setup, report)).await,
+            Self::Rollback => Box::pin(rollback::run(setup, report)).await,
             Self::Commands => Box::pin(commands::run(setup, report)).await,
         }
     }

@@ -23,6 +23,7 @@ pub mod probe;
 pub mod push;
 pub mod reply;
 pub mod results;
+pub mod rollout;
 pub mod schedule;
 mod script;
 pub mod session;

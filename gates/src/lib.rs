@@ -22,6 +22,7 @@
 //! - [`guard`] — is the candidate worse? Statistics; pure
 //! - [`rollback`] — which version a rollback goes to; pure
 //! - [`drain`] — what still runs that the gate would not start now; pure
+//! - [`rollout`] — a candidate goes up step by step; pure
 //! - [`admin`] — look, change, roll back, wait
 //! - [`watch`] — pushes
 
@@ -33,6 +34,7 @@ pub mod gate;
 pub mod guard;
 pub mod readiness;
 pub mod rollback;
+pub mod rollout;
 pub mod view;
 pub mod watch;
 

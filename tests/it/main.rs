@@ -20,6 +20,8 @@ mod moves;
 mod pool;
 mod queue;
 mod readiness;
+mod rollout;
+mod rollout_cli;
 mod schedule_cli;
 mod schedules;
 mod sessions;

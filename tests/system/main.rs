@@ -19,6 +19,7 @@ mod recovery;
 mod results;
 mod retention;
 mod rolling;
+mod rollout;
 mod routing;
 mod schedules;
 mod seams;

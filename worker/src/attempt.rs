@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span};
 
 use crate::{
+    blocks,
     circuits::Permit,
     ends::{CENTURY, cancelled_unrun, dead_fields, ended_alive, expired, kept, millis, moved, released, snoozed},
     handler::{Context, ErrorKind, Handler, Running, TaskError},
@@ -66,6 +67,9 @@ pub(crate) fn run(session: Arc<Session>, mut task: Claimed) -> impl Future<Outpu
                 Ok(admitted) => pass = Some(Box::new(admitted)),
                 Err(why) => barred = Some(why),
             }
+        }
+        if task.envelope.recovered > 0 && barred.is_none() && session.blocks.is_on() {
+            Box::pin(blocks::count_lost(&session, &task)).await;
         }
         let routed = match barred {
             None => match route_now(&session, &task, pass.as_deref()) {
@@ -394,6 +398,8 @@ fn finish(session: &Session, task: &Claimed, begun: Begun<'_>, end: End) -> Outc
             task: envelope.id.clone(),
             version: version.clone(),
             attempt,
+            recovered: envelope.recovered,
+            key: session.blocks.fingerprint(envelope),
             ended,
             took,
             rev: start.rev,

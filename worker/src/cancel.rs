@@ -111,6 +111,7 @@ impl Session {
     pub(crate) async fn obey(&self, read: GateRead) -> Result<Verdict, StoreError> {
         let verdict = self.view.obey(read).await?;
         if let Verdict::Obey(obeyed) = &verdict {
+            self.blocks.signalled(obeyed.signals.rollout);
             if self.cancels.known.load(Ordering::Acquire) != obeyed.signals.cancels {
                 self.learn_cancels(obeyed.signals.cancels).await?;
             }

@@ -53,11 +53,13 @@
 //! - `attempt`, `starts`, `reader`, `outcome`, `ends` — one attempt; the start check (P3, P4); the gate read again; how it ended
 //! - [`breaker`], `circuits`, `pace` — when a version, a queue or a key must wait
 //! - `cancel`, `running`, `results` — cancelled tasks; the attempts that run; what is kept of a task
+//! - `blocks` — what is counted for a rollout
 //! - `loops` — one file per duty
 //! - `health` — `/livez` and `/readyz`
 //! - [`examples`] — handlers that `switchback-worker` brings along
 
 mod attempt;
+mod blocks;
 pub mod breaker;
 mod cancel;
 mod circuits;

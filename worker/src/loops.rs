@@ -1,6 +1,7 @@
 //! What a session does for as long as it lives: one file per duty.
 
 pub(crate) mod claimer;
+pub(crate) mod driver;
 pub(crate) mod finder;
 pub(crate) mod gatekeeper;
 pub(crate) mod limiter;

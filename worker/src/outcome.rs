@@ -42,6 +42,10 @@ pub(crate) struct Ran {
     pub(crate) task: TaskId,
     pub(crate) version: Version,
     pub(crate) attempt: u32,
+    /// How often the task was taken from a worker that died.
+    pub(crate) recovered: u32,
+    /// Of a task with a key, while its block is counted: the key's fingerprint.
+    pub(crate) key: Option<u64>,
     pub(crate) ended: Ended,
     pub(crate) took: Duration,
     pub(crate) rev: u64,

@@ -21,11 +21,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    blocks::Blocks,
     cancel::Cancels,
     config::WorkerConfig,
     health::{Health, Pulse},
     loops::{
-        claimer, finder, gatekeeper, limiter,
+        claimer, driver, finder, gatekeeper, limiter,
         prober::{self, Probes},
         promoter, reaper,
         renewer::Renewer,
@@ -93,6 +94,7 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
         loops.spawn(trimmer::run(Arc::clone(&session)));
         loops.spawn(scheduler::run(Arc::clone(&session)));
         loops.spawn(watchman::run(Arc::clone(&session)));
+        loops.spawn(driver::run(Arc::clone(&session)));
         tokio::select! {
             biased;
             () = shared.stop.cancelled() => {}
@@ -197,6 +199,7 @@ async fn try_begin(
         held: Held::default(),
         cancels: Cancels::new(),
         stops: Stops::new(),
+        blocks: Blocks::default(),
         running: Running::default(),
         reported: Notify::new(),
         clock: RedisClock::new(),

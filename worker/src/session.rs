@@ -15,6 +15,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    blocks::Blocks,
     cancel::Cancels,
     config::WorkerConfig,
     health::Pulse,
@@ -116,6 +117,8 @@ pub(crate) struct Session {
     pub(crate) held: Held,
     pub(crate) cancels: Cancels,
     pub(crate) stops: Stops,
+    /// What is counted for the rollout that runs.
+    pub(crate) blocks: Blocks,
     pub(crate) running: Running,
     pub(crate) clock: RedisClock,
     pub(crate) floors: Floors,

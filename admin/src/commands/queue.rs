@@ -17,6 +17,7 @@ use switchback_gates::{Gate, GateError};
 
 use crate::{
     args::QueueVerb,
+    commands::rollout,
     context::Context,
     exit::{Exit, Failure},
     hints::{Facts, Hint, Level, hints},
@@ -122,6 +123,8 @@ pub(crate) async fn look(context: &Context, queue: &Queue, now_us: u64) -> Resul
     let known = context.gates.known_versions(queue).await?;
     let history = context.gates.history(queue, None, 20).await?;
     let gate = shown.as_ref().map(|s| &s.gate);
+    // What cannot be read is said by `rollout status`; the queue is shown all the same.
+    let rollout = rollout::look(context, queue).await.ok().flatten();
     let found = hints(&Facts {
         queue,
         shown: shown.as_ref(),
@@ -129,6 +132,7 @@ pub(crate) async fn look(context: &Context, queue: &Queue, now_us: u64) -> Resul
         depth: Some(&depth),
         limits: &limits,
         policies: &policies,
+        rollout: rollout.as_ref().map(|(record, _)| record),
         history: &history,
         now_us,
     });

@@ -454,7 +454,10 @@ fn script_read(what: &'static str, sent: Moment, rest: std::vec::IntoIter<Value>
     })
 }
 
-fn parse_state(what: &'static str, rest: std::vec::IntoIter<Value>) -> Result<(u64, Signals, Sealed), StoreError> {
+pub(crate) fn parse_state(
+    what: &'static str,
+    rest: std::vec::IntoIter<Value>,
+) -> Result<(u64, Signals, Sealed), StoreError> {
     let items: Vec<Value> = rest.collect();
     let Ok(
         [

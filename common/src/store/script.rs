@@ -29,6 +29,7 @@ scripts! {
     SEAL = GATE, include_str!("gate/seal.lua");
     CHANGE = GATE, include_str!("gate/change.lua");
     HOLD = GATE, include_str!("gate/hold.lua");
+    ROLLOUT = GATE, include_str!("gate/rollout.lua");
     HOLD_FULL = GATE, include_str!("gate/full.lua");
     JOIN = GATE, RECORD, include_str!("session/join.lua");
     RETIRE = GATE, RECORD, include_str!("versions/retire.lua");
@@ -60,6 +61,8 @@ scripts! {
     KEY_RATES = include_str!("throttle/keys.lua");
     CANCEL = ALLOW_OOM, ENTRY, include_str!("cancel/cancel.lua");
     ABSENCE = include_str!("absence/note.lua");
+    DRIVE = include_str!("rollout/drive.lua");
+    LOST = include_str!("rollout/lost.lua");
     PROGRESS = include_str!("results/progress.lua");
 }
 

@@ -6,7 +6,9 @@ use super::{
     connect::{Link, Store},
     error::StoreError,
     keyspace::Key,
-    reply, script,
+    reply,
+    rollout::BLOCK_TTL,
+    script,
 };
 use crate::{
     id::{SessionId, StreamId, TaskId},
@@ -96,6 +98,8 @@ pub struct Batch {
     pub minute: u64,
     /// Counters of the stats hash.
     pub counters: Vec<(String, u64)>,
+    /// Counters of a block, while a rollout runs: see [`rollout`](super::rollout).
+    pub block: Option<(u64, Vec<(String, u64)>)>,
 }
 
 /// What Redis said to a batch.
@@ -202,6 +206,9 @@ impl Settler {
             let result = Key::Result(self.queue.clone(), keep.task.to_string());
             call.key(self.store.keyspace().render(&result));
         }
+        if let Some((n, _)) = batch.block {
+            call.key(self.store.keyspace().render(&Key::Block(self.queue.clone(), n)));
+        }
         call.arg(self.session.as_str())
             .arg(&batch.attempts)
             .arg(batch.tip.to_string())
@@ -247,6 +254,12 @@ impl Settler {
         call.arg(batch.counters.len());
         for (name, by) in &batch.counters {
             call.arg(name).arg(by);
+        }
+        if let Some((_, counters)) = &batch.block {
+            call.arg(BLOCK_TTL.as_secs()).arg(counters.len());
+            for (name, by) in counters {
+                call.arg(name).arg(by);
+            }
         }
         let (word, rest) = reply::verdict("settle", self.link.run_script(&call).await?)?;
         if word == "no_lease" {

@@ -233,6 +233,8 @@ fn build(session: &Session, outcomes: &[Outcome]) -> Batch {
         batch.results.clear();
     }
     batch.counters = counters.into_iter().collect();
+    let ran = outcomes.iter().filter_map(|outcome| outcome.ran.as_ref());
+    batch.block = session.blocks.count(session.clock.now_us(), ran);
     if !groups.is_empty() {
         batch.attempts = serde_json::to_string(&groups).unwrap_or_default();
     }

@@ -1,10 +1,11 @@
 -- queue/settle.lua — record how a batch of attempts ended, if the session still lives.
 -- KEYS  1 lease  2 log  3 stats  4 delayed  5 envelope  6 dead  7 gatestate  8.. streams, named by their place from 1;
---       cancel; results
+--       cancel; results; a block, if it is counted in
 -- ARGV  1 session  2 attempts JSON  3 tip  4 stats TTL s  5.. results by version: n, (version, lowest revision)*;
 --       floors: n, (stream, id)*; groups: n, (stream, n, id*)*;
 --       place of cancel in KEYS; results: n, (which single, ms to keep, JSON tail)*, in the order of their KEYS;
---       singles: n, (stream, id, kind, target stream, due ms, n, (field, value)*)*; counters: n, (field, by)*
+--       singles: n, (stream, id, kind, target stream, due ms, n, (field, value)*)*; counters: n, (field, by)*;
+--       if there is more: TTL of the block s, n, (field, by)*
 -- Reply {'settled', acked per group…, 1|0 per single…} | {'no_lease'} | {'revoked', (version, min_rev)…} nothing was done
 -- Keeps P2 (an outcome takes effect only if its entry was pending: a resend changes nothing), P4 (one EXISTS fences the
 -- batch), P1 (written before acknowledged: a write that fails, as on a key of a wrong type, leaves the task pending),
@@ -118,6 +119,14 @@ if effective > 0 then
     if complete then redis.call('HINCRBY', stats, name, by) end
   end
   if counters > 0 and complete then redis.call('EXPIRE', stats, ARGV[4]) end
+  if at < #ARGV and complete then
+    local block, ttl = KEYS[#KEYS], take()
+    for _ = 1, tonumber(take()) do
+      local name, by = take(), take()
+      redis.call('HINCRBY', block, name, by)
+    end
+    redis.call('EXPIRE', block, ttl)
+  end
   if ARGV[2] ~= '' or #cancelled > 0 then
     local row = { 'kind', 'settled', 'session', ARGV[1], 'attempts', ARGV[2] ~= '' and ARGV[2] or '[]', 'tip', ARGV[3],
       'acked', complete and 'all' or table.concat(out, ' ', 2) }

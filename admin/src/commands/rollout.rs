@@ -1,0 +1,494 @@
+//! `rollout start | status | pause | resume | promote | abort`.
+
+mod view;
+
+use std::path::Path;
+
+use switchback_common::{
+    Queue, Version,
+    config::read_toml,
+    store::{
+        rollout::{RolloutStore, Step, Stepped},
+        session::SessionInfo,
+    },
+};
+use switchback_gates::{
+    Gate, GateError, Share,
+    admin::{Shown, operation_id},
+    rollout::{self, Record, RolledBack, Setting, Spec, counts, rolled_back},
+};
+
+use self::view::RolloutView;
+use crate::{
+    args::{Change, RolloutVerb, StartArgs},
+    change::signature,
+    context::Context,
+    exit::Failure,
+    output::{Output, tell, warn},
+    text::{ago, count, plain},
+    view::{has, words},
+};
+
+/// Times a step is made anew because the gate, or the rollout, moved in between.
+const TRIES: usize = 5;
+const MAX_FILE_BYTES: u64 = 256 * 1024;
+
+pub(crate) async fn run(context: &Context, out: &mut Output, verb: RolloutVerb) -> Result<(), Failure> {
+    let on = |task_type| On {
+        context,
+        queue: context.queue(task_type),
+    };
+    match verb {
+        RolloutVerb::Start(args) => on(args.task_type.clone()).start(out, &args).await,
+        RolloutVerb::Status { task_type } => on(task_type).status(out, false).await,
+        RolloutVerb::Pause { task_type, change } => {
+            on(task_type)
+                .turn(out, &change, "paused", |record, _, setting| {
+                    rollout::pause(record, setting)
+                })
+                .await
+        }
+        RolloutVerb::Resume { task_type, change } => {
+            on(task_type)
+                .turn(out, &change, "resumed", |record, _, setting| {
+                    rollout::resume(record, setting)
+                })
+                .await
+        }
+        RolloutVerb::Promote { task_type, all, change } => {
+            on(task_type)
+                .turn(out, &change, "promoted", |record, _, setting| {
+                    rollout::promote(record, all, setting)
+                })
+                .await
+        }
+        RolloutVerb::Abort {
+            task_type,
+            keep,
+            change,
+        } => {
+            on(task_type)
+                .turn(out, &change, "aborted", |record, gate, setting| {
+                    rollout::abort(record, gate, keep, setting)
+                })
+                .await
+        }
+    }
+}
+
+/// The record of the queue's rollout with what was counted until now, and Redis's clock.
+pub(crate) async fn look(context: &Context, queue: &Queue) -> Result<Option<(Record, u64)>, Failure> {
+    let store = RolloutStore::new(&context.store, queue);
+    let (fields, now_us) = store.read().await?;
+    let record = Record::parse(&fields).map_err(|e| Failure::Other(format!("{queue}: {e}")))?;
+    Ok(record.map(|record| (record, now_us)))
+}
+
+/// The commands on one queue.
+struct On<'a> {
+    context: &'a Context,
+    queue: Queue,
+}
+
+/// What speaks against a start.
+struct Facts<'a> {
+    shown: &'a Shown,
+    spec: &'a Spec,
+    to: &'a Version,
+    known: &'a [Version],
+    entry: &'a str,
+    live: &'a [SessionInfo],
+    running: Option<&'a Record>,
+    now_us: u64,
+    again: bool,
+}
+
+/// An objection, and whether --force passes over it.
+struct Objection {
+    text: String,
+    passable: bool,
+}
+
+/// Everything that speaks against a start, so that a person sees it at once. Readiness has its own.
+fn objections(facts: &Facts<'_>) -> Vec<Objection> {
+    let mut out = Vec::new();
+    let mut object = |passable: bool, text: String| out.push(Objection { text, passable });
+    let Facts { to, shown, .. } = facts;
+    if !facts.known.contains(to) {
+        let known: Vec<&str> = facts.known.iter().map(Version::as_str).collect();
+        object(
+            false,
+            format!("unknown version {to}; versions that ever joined: {}", known.join(", ")),
+        );
+        return out;
+    }
+    if is_retired(facts.entry) {
+        object(false, format!("{to} is retired"));
+    }
+    if shown.gate.active == **to {
+        object(false, format!("{to} is the active version already"));
+    }
+    if let Some(record) = facts.running.filter(|record| record.status.is_live()) {
+        object(
+            false,
+            format!(
+                "the rollout of {} is {}: `switchback rollout abort` ends it",
+                record.to, record.status
+            ),
+        );
+    } else if let Some(candidate) = shown
+        .gate
+        .candidate
+        .as_ref()
+        .filter(|_| shown.gate.percent > Share::NONE)
+    {
+        object(
+            true,
+            format!("{candidate} ramps already, at {} %, set by hand", shown.gate.percent),
+        );
+    }
+    if let Some(RolledBack { at_us, rev, why, .. }) = rolled_back(facts.entry).filter(|_| !facts.again) {
+        object(
+            false,
+            format!(
+                "the guard rolled this build of {to} back {}, at revision {rev} ({}); --again tries it once more",
+                ago(facts.now_us, at_us),
+                plain(&why)
+            ),
+        );
+    }
+    let with = |version: &Version| facts.live.iter().filter(|s| has(s, version)).count();
+    match with(to) {
+        0 => object(true, format!("no live worker has {to}")),
+        n if n < facts.spec.min_workers => {
+            object(
+                true,
+                format!(
+                    "{} with {to}, and it needs {}",
+                    count(n, "live worker"),
+                    facts.spec.min_workers
+                ),
+            );
+        }
+        _ => {}
+    }
+    if with(&shown.gate.active) == 0 {
+        object(
+            true,
+            format!("no live worker has {}, which a rollback would go to", shown.gate.active),
+        );
+    }
+    out
+}
+
+fn is_retired(entry: &str) -> bool {
+    let entry: Option<serde_json::Value> = serde_json::from_str(entry).ok();
+    entry.is_some_and(|entry| entry.get("retired_us").is_some_and(|at| !at.is_null()))
+}
+
+impl On<'_> {
+    fn store(&self) -> RolloutStore {
+        RolloutStore::new(&self.context.store, &self.queue)
+    }
+
+    fn setting(&self, change: &Change, rev: u64, now_us: u64, op: &str) -> Setting {
+        let (by, why) = signature(change.by.as_deref(), change.why.as_deref());
+        Setting {
+            now_us,
+            rev,
+            by,
+            why,
+            op: op.to_owned(),
+            ..Setting::default()
+        }
+    }
+
+    async fn shown(&self) -> Result<Shown, Failure> {
+        let shown = self.context.gate(&self.queue).await?;
+        shown.ok_or_else(|| GateError::NoGate(self.queue.clone()).into())
+    }
+
+    fn check_rev(&self, change: &Change, shown: &Shown) -> Result<(), Failure> {
+        match change.if_rev {
+            Some(rev) if rev != shown.rev => Err(Failure::Refused(format!(
+                "the gate of {} is at revision {} ({}), not {rev}; nothing was changed",
+                self.queue,
+                shown.rev,
+                words(&shown.gate)
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    async fn start(&self, out: &mut Output, args: &StartArgs) -> Result<(), Failure> {
+        let queue = &self.queue;
+        let (spec, to) = self.spec(args).await?;
+        let op = operation_id();
+        for attempt in 1..=TRIES {
+            let shown = self.shown().await?;
+            self.check_rev(&args.change, &shown)?;
+            let live = self.context.gates.live_sessions(queue).await?;
+            let known = self.context.gates.known_versions(queue).await?;
+            let entry = self.store().version_entry(&to).await?;
+            let (record, now_us) = match look(self.context, queue).await? {
+                Some((record, now_us)) => (Some(record), now_us),
+                None => (None, self.context.now_us().await?),
+            };
+            // Ours, if the reply was lost.
+            let running = record.as_ref().filter(|record| record.op != op);
+            let found = objections(&Facts {
+                shown: &shown,
+                spec: &spec,
+                to: &to,
+                known: &known,
+                entry: &entry,
+                live: &live,
+                running,
+                now_us,
+                again: args.again,
+            });
+            self.refuse(&found, args.force)?;
+            let setting = Setting {
+                entry,
+                ..self.setting(&args.change, shown.rev, now_us, &op)
+            };
+            let step = rollout::start(&spec, &shown.gate.active, &to, &setting, args.change.dry_run);
+            match self.step(&step).await? {
+                Stepped::Yes { sealed, .. } => {
+                    tell(format_args!(
+                        "{}: {} -> {}",
+                        queue.task_type,
+                        words(&shown.gate),
+                        step.text
+                    ));
+                    self.status(out, false).await?;
+                    return self.confirm(&args.change, sealed.rev).await;
+                }
+                Stepped::Would(sealed) => {
+                    let after = Gate::parse(&sealed.gate).map_err(GateError::from)?;
+                    tell(format_args!(
+                        "{}: {} -> {}; {}; dry run, nothing was changed",
+                        queue.task_type,
+                        words(&shown.gate),
+                        words(&after),
+                        step.text
+                    ));
+                    let fields = step
+                        .record
+                        .iter()
+                        .map(|(k, v)| (k.as_bytes().to_vec(), v.clone().into_bytes()));
+                    let record = Record::parse(&fields.collect()).map_err(|e| Failure::Other(e.to_string()))?;
+                    let Some(record) = record else { return Ok(()) };
+                    let mut view = RolloutView::of(queue, &record, None, now_us);
+                    view.dry_run = true;
+                    return out.value(&view, |out| view.text(out));
+                }
+                Stepped::Moved(_) | Stepped::Stale if attempt < TRIES => {}
+                other => return Err(self.refused(other)),
+            }
+        }
+        Err(self.refused(Stepped::Stale))
+    }
+
+    /// What the rollout is to do: flags over the file over the queue's policy over the defaults.
+    async fn spec(&self, args: &StartArgs) -> Result<(Spec, Version), Failure> {
+        let mut spec = match &args.file {
+            Some(path) => read_spec(path)?,
+            None => match self.store().policy().await? {
+                empty if empty.is_empty() => Spec::default(),
+                json => serde_json::from_str(&json).map_err(|e| {
+                    Failure::Refused(format!("the policy of {} for rollouts cannot be read: {e}", self.queue))
+                })?,
+            },
+        };
+        if let Some(steps) = &args.steps {
+            spec.steps.clone_from(&steps.0);
+        }
+        spec.bake = args.bake.unwrap_or(spec.bake);
+        spec.min_samples = args.min_samples.unwrap_or(spec.min_samples);
+        spec.watch = args.watch.unwrap_or(spec.watch);
+        spec.inflight = args.inflight.unwrap_or(spec.inflight);
+        if let Some(points) = args.margin {
+            spec.guard.failure_margin = points / 100.0;
+        }
+        let to = args.to.clone().or_else(|| spec.to.clone());
+        let to = to.ok_or_else(|| Failure::Usage("which version? Name it with --to, or in the file".to_owned()))?;
+        spec.validate()
+            .map_err(|e| Failure::Refused(format!("{e}; nothing was changed")))?;
+        Ok((spec, to))
+    }
+
+    fn refuse(&self, found: &[Objection], force: bool) -> Result<(), Failure> {
+        let stands = |o: &&Objection| !(o.passable && force);
+        let reasons: Vec<&str> = found.iter().filter(stands).map(|o| o.text.as_str()).collect();
+        for passed in found.iter().filter(|o| !stands(o)) {
+            warn(format_args!("{}; going on", passed.text));
+        }
+        if reasons.is_empty() {
+            return Ok(());
+        }
+        let way = if found.iter().filter(stands).all(|o| o.passable) {
+            "; --force does it all the same"
+        } else {
+            ""
+        };
+        Err(Failure::Refused(format!("{}: {}{way}", self.queue, reasons.join("; "))))
+    }
+
+    fn refused(&self, stepped: Stepped) -> Failure {
+        let queue = &self.queue;
+        match stepped {
+            Stepped::Refused { field, reason } => {
+                Failure::Refused(format!("{queue}: {field}={}; nothing was changed", plain(&reason)))
+            }
+            Stepped::Running(_) => Failure::Refused(format!(
+                "{queue}: another rollout has just begun; look with `switchback rollout status {}`",
+                queue.task_type
+            )),
+            Stepped::Unsealed => GateError::NoGate(queue.clone()).into(),
+            _ => Failure::Refused(format!(
+                "the gate or the rollout of {queue} keeps changing; nothing was changed"
+            )),
+        }
+    }
+
+    /// One resend when the reply was lost: the operation id makes it harmless (P9).
+    async fn step(&self, step: &Step) -> Result<Stepped, Failure> {
+        match self.store().step(step).await {
+            Err(e) if e.is_outcome_unknown() => {
+                tell(format_args!("{e}; asking again"));
+                self.store()
+                    .step(step)
+                    .await
+                    .map_err(|source| Failure::Unknown { source })
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// A step that a person takes on the rollout that runs.
+    async fn turn(
+        &self,
+        out: &mut Output,
+        change: &Change,
+        done: &str,
+        make: impl Fn(&Record, &Gate, &Setting) -> Option<Step>,
+    ) -> Result<(), Failure> {
+        let op = operation_id();
+        for _ in 0..TRIES {
+            let shown = self.shown().await?;
+            self.check_rev(change, &shown)?;
+            let Some((mut record, now_us)) = look(self.context, &self.queue).await? else {
+                return Err(Failure::NotFound(format!("{} has no rollout", self.queue)));
+            };
+            record = self.observed(record, shown.gate.paused, now_us).await?;
+            if record.status.is_live() && !record.agrees_with(&shown.gate) {
+                return Err(Failure::Refused(format!(
+                    "the gate of {} was set otherwise ({}), which ends the rollout of {}",
+                    self.queue,
+                    words(&shown.gate),
+                    record.to
+                )));
+            }
+            let setting = Setting {
+                ..self.setting(change, shown.rev, now_us, &op)
+            };
+            let Some(step) = make(&record, &shown.gate, &setting) else {
+                return Err(Failure::Refused(format!(
+                    "the rollout of {} on {} is {}: it cannot be {done}",
+                    record.to, self.queue, record.status
+                )));
+            };
+            if change.dry_run {
+                tell(format_args!(
+                    "{}: {}; dry run, nothing was changed",
+                    self.queue.task_type, step.text
+                ));
+                return self.status(out, true).await;
+            }
+            match self.step(&step).await? {
+                Stepped::Yes { sealed, .. } => {
+                    tell(format_args!("{}: {}", self.queue.task_type, step.text));
+                    self.status(out, false).await?;
+                    return self.confirm(change, sealed.rev).await;
+                }
+                // Whoever drives writes every second.
+                Stepped::Moved(_) | Stepped::Stale => {}
+                other => return Err(self.refused(other)),
+            }
+        }
+        Err(self.refused(Stepped::Stale))
+    }
+
+    /// The record with what was counted until now.
+    async fn observed(&self, mut record: Record, gate_paused: bool, now_us: u64) -> Result<Record, Failure> {
+        if record.status.is_live() {
+            let (from, to) = record.blocks(now_us);
+            let blocks = self.store().blocks(from, to).await?;
+            let blocks: Vec<_> = blocks
+                .into_iter()
+                .map(|(n, f)| (n, counts(&f, &record.from, &record.to)))
+                .collect();
+            record.observe(now_us, gate_paused, &blocks);
+        }
+        Ok(record)
+    }
+
+    async fn status(&self, out: &mut Output, dry_run: bool) -> Result<(), Failure> {
+        let Some((record, now_us)) = look(self.context, &self.queue).await? else {
+            self.context.require(&self.queue).await?;
+            return Err(Failure::NotFound(format!(
+                "{} has no rollout; begin one with `switchback rollout start {} --to VERSION`",
+                self.queue, self.queue.task_type
+            )));
+        };
+        let paused = self
+            .context
+            .gate(&self.queue)
+            .await?
+            .is_some_and(|shown| shown.gate.paused);
+        let record = self.observed(record, paused, now_us).await?;
+        let driver = self.store().driver().await?.map(|session| session.to_string());
+        let mut view = RolloutView::of(&self.queue, &record, driver, now_us);
+        view.dry_run = dry_run;
+        out.value(&view, |out| view.text(out))
+    }
+
+    async fn confirm(&self, change: &Change, rev: u64) -> Result<(), Failure> {
+        if !change.wait {
+            return Ok(());
+        }
+        let confirmation = match self.context.gates.wait(&self.queue, rev, change.timeout).await {
+            Ok(confirmation) => confirmation,
+            // It is committed, whatever happens to the connection now.
+            Err(e) => return Err(Failure::Unconfirmed(format!("revision {rev}: {e}"))),
+        };
+        if confirmation.missing.is_empty() {
+            tell(format_args!(
+                "{} at revision {rev}",
+                count(confirmation.confirmed, "worker")
+            ));
+            return Ok(());
+        }
+        Err(Failure::Unconfirmed(format!(
+            "{} did not say within {:?} that they obey revision {rev}",
+            count(confirmation.missing.len(), "worker"),
+            change.timeout
+        )))
+    }
+}
+
+/// Reads a rollout from a TOML or YAML file.
+fn read_spec(path: &Path) -> Result<Spec, Failure> {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    if !matches!(extension, "yaml" | "yml") {
+        return Ok(read_toml(path)?);
+    }
+    let unreadable = |e: &dyn std::fmt::Display| Failure::Usage(format!("{}: {e}", path.display()));
+    let length = std::fs::metadata(path).map_err(|e| unreadable(&e))?.len();
+    if length > MAX_FILE_BYTES {
+        return Err(unreadable(&format!("{length} bytes are too many for a rollout")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| unreadable(&e))?;
+    serde_saphyr::from_str(&text).map_err(|e| unreadable(&plain(&e.to_string())))
+}

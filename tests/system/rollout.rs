@@ -1,0 +1,579 @@
+//! Rollouts driven by workers: up by itself, back by itself, whoever dies and whoever interferes.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use switchback_common::store::{
+    gate::ChangeRequest,
+    log::{self, Ended},
+    rollout::{RolloutStore, Step, Stepped},
+};
+use switchback_gates::{
+    Gate,
+    admin::operation_id,
+    certificate::Revisions,
+    rollout::{Record, Setting, Spec, Status, start},
+};
+use switchback_tests::{Process, Witness, eventually, patience};
+use switchback_worker::{Context, TaskError};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+
+use crate::fixture::{Fixture, Job};
+
+const LONG: Duration = Duration::from_secs(60);
+/// Small enough for a test to go through all of it; the statistics are those of a real one.
+const QUICK: &str = r#"{"steps":[10,50,100],"bake":"1s","min_samples":30,"extend":100,"watch":"1s",
+    "guard":{"block_secs":1,"alpha":0.05,"promote_margin":0.1,"baseline_min":50,"burn":{"active_min":20}}}"#;
+
+type Handled = Pin<Box<dyn Future<Output = Result<(), TaskError>> + Send>>;
+
+/// How often a version fails, in percent.
+#[derive(Clone, Default)]
+struct Fails(Arc<AtomicU64>);
+
+impl Fails {
+    fn set(&self, percent: u64) {
+        self.0.store(percent, Ordering::SeqCst);
+    }
+
+    fn handler(&self) -> impl Fn(Job, Context) -> Handled + Send + Sync + 'static + use<> {
+        let percent = Arc::clone(&self.0);
+        move |job: Job, ctx: Context| {
+            let fails = ctx.attempt == 1 && (job.n * 37 % 100) < percent.load(Ordering::SeqCst);
+            Box::pin(async move {
+                if fails {
+                    Err(TaskError::failed("asked to fail"))
+                } else {
+                    Ok(())
+                }
+            })
+        }
+    }
+}
+
+/// Traffic until dropped.
+struct Traffic(#[expect(dead_code, reason = "dropped with it")] JoinSet<()>);
+
+impl Traffic {
+    /// About 300 tasks per second; all with one key if there is one.
+    fn begin(fixture: &Fixture, key: Option<&'static str>) -> Self {
+        let (producer, mut tasks) = (fixture.producer.clone(), JoinSet::new());
+        tasks.spawn(async move {
+            for n in (0..).step_by(15) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let jobs: Vec<Job> = (n..n + 15).map(|n| Job { n, then: String::new() }).collect();
+                match key {
+                    None => drop(producer.enqueue_many(&jobs).await),
+                    Some(key) => {
+                        for job in &jobs {
+                            let _ = producer.enqueue(job).key(key).await;
+                        }
+                    }
+                }
+            }
+        });
+        Self(tasks)
+    }
+}
+
+struct Ramp {
+    fixture: Fixture,
+    v1: Fails,
+    v2: Fails,
+}
+
+impl Ramp {
+    /// A worker that has both versions, v1 active.
+    async fn new() -> Self {
+        let mut fixture = Fixture::new().await;
+        let (v1, v2) = (Fails::default(), Fails::default());
+        let config = fixture.config();
+        fixture
+            .worker(config, |t| {
+                t.version("v1", v1.handler())
+                    .version("v2", v2.handler())
+                    .concurrency(64)
+            })
+            .await;
+        Self { fixture, v1, v2 }
+    }
+
+    fn store(&self) -> RolloutStore {
+        store(&self.fixture)
+    }
+
+    async fn start(&self, spec: &str) {
+        begin(&self.fixture, spec).await;
+    }
+
+    async fn record(&self) -> Record {
+        record(&self.fixture).await
+    }
+
+    async fn becomes(&self, status: Status) -> Record {
+        becomes(&self.fixture, status).await
+    }
+
+    async fn gate(&self) -> Gate {
+        self.fixture.gates.show(&self.fixture.queue).await.unwrap().gate
+    }
+}
+
+fn store(fixture: &Fixture) -> RolloutStore {
+    RolloutStore::new(&fixture.store, &fixture.queue)
+}
+
+async fn record(fixture: &Fixture) -> Record {
+    let fields = store(fixture).read().await.unwrap().0;
+    Record::parse(&fields).unwrap().unwrap()
+}
+
+async fn first_step(fixture: &Fixture, spec: &str) -> Step {
+    let spec: Spec = serde_json::from_str(spec).unwrap();
+    spec.validate().unwrap();
+    let setting = Setting {
+        rev: fixture.gates.show(&fixture.queue).await.unwrap().rev,
+        op: operation_id(),
+        by: "alice".into(),
+        ..Setting::default()
+    };
+    start(&spec, &"v1".parse().unwrap(), &"v2".parse().unwrap(), &setting, false)
+}
+
+async fn begin(fixture: &Fixture, spec: &str) {
+    let step = first_step(fixture, spec).await;
+    let stepped = store(fixture).step(&step).await.unwrap();
+    assert!(matches!(stepped, Stepped::Yes { .. }), "{stepped:?}");
+}
+
+async fn becomes(fixture: &Fixture, status: Status) -> Record {
+    eventually(&format!("the rollout is {status}"), patience(LONG), async || {
+        let record = record(fixture).await;
+        match record.status == status {
+            true => Ok(record),
+            false => Err(format!(
+                "{} at {}: {:?} {}",
+                record.status,
+                record.share(),
+                record.events,
+                record.verdict()
+            )),
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_good_version_goes_through_every_step_by_itself() {
+    let ramp = Ramp::new().await;
+    let _traffic = Traffic::begin(&ramp.fixture, None);
+    ramp.start(QUICK).await;
+    let record = ramp.becomes(Status::Promoted).await;
+    let history = ramp
+        .fixture
+        .gates
+        .history(&ramp.fixture.queue, None, 100)
+        .await
+        .unwrap();
+    let gates: Vec<String> = history
+        .iter()
+        .rev()
+        .filter_map(|e| Gate::from_history(&e.after))
+        .map(|g| g.to_string())
+        .collect();
+    assert_eq!(
+        gates,
+        [
+            "v1 active",
+            "v1 active, v2 at 10 %",
+            "v1 active, v2 at 50 %",
+            "v2 active"
+        ]
+    );
+    assert!(history.iter().take(3).all(|e| e.source == "rollout"));
+    assert!(
+        record.totals.active.n > 50 && record.totals.candidate.n > 30,
+        "{:?}",
+        record.totals
+    );
+    let counting = ramp.fixture.raw(&["HGET", "sb:gatestate:{test:job}", "rollout"]).await;
+    assert_eq!(
+        redis::from_redis_value::<String>(counting).unwrap(),
+        "0",
+        "workers count no longer"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_fails_is_rolled_back_by_itself() {
+    let ramp = Ramp::new().await;
+    let _traffic = Traffic::begin(&ramp.fixture, None);
+    ramp.v2.set(30);
+    ramp.start(QUICK).await;
+    let record = ramp.becomes(Status::RolledBack).await;
+    assert_eq!(ramp.gate().await, Gate::new("v1".parse().unwrap()));
+    let newest = &ramp.fixture.gates.history(&ramp.fixture.queue, None, 1).await.unwrap()[0];
+    assert_eq!(newest.source, "guard");
+    assert!(newest.why.contains("v2 at 10 %: "), "{}", newest.why);
+    assert!(!record.evidence.is_empty() && record.totals.candidate.failed > 0);
+    let entry = ramp.store().version_entry(&"v2".parse().unwrap()).await.unwrap();
+    assert!(switchback_gates::rollout::rolled_back(&entry).is_some(), "{entry}");
+}
+
+// P1, P3: what the bad version failed runs on the good one, and nothing starts late. The same with times: the bench's
+// `rollback`.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_automatic_rollback_loses_nothing_and_starts_nothing_late() {
+    let mut ramp = Ramp::new().await;
+    for _ in 0..2 {
+        let config = ramp.fixture.config();
+        let (v1, v2) = (ramp.v1.handler(), ramp.v2.handler());
+        ramp.fixture
+            .worker(config, |t| t.version("v1", v1).version("v2", v2).concurrency(16))
+            .await;
+    }
+    let traffic = Traffic::begin(&ramp.fixture, None);
+    ramp.v2.set(30);
+    ramp.start(QUICK).await;
+    let record = ramp.becomes(Status::RolledBack).await;
+    let confirmed = ramp
+        .fixture
+        .gates
+        .wait(&ramp.fixture.queue, record.rev, LONG)
+        .await
+        .unwrap();
+    assert!(
+        confirmed.missing.is_empty() && confirmed.confirmed == 3,
+        "{confirmed:?}"
+    );
+    drop(traffic);
+    ramp.fixture.drained().await;
+    let history = ramp
+        .fixture
+        .gates
+        .history(&ramp.fixture.queue, None, 100)
+        .await
+        .unwrap();
+    let revisions = Revisions::from_history(&history);
+    let entries = log::read(&ramp.fixture.store, &ramp.fixture.queue, None, 100_000)
+        .await
+        .unwrap();
+    let groups: Vec<_> = entries.iter().flat_map(|entry| &entry.attempts).collect();
+    assert!(groups.iter().all(|group| revisions.late(group).is_empty()));
+    let rows: Vec<_> = groups.iter().flat_map(|group| &group.tasks).collect();
+    let done = rows.iter().filter(|row| row.3 == Ended::Done).count();
+    let all: std::collections::HashSet<_> = rows.iter().map(|row| &row.0).collect();
+    assert_eq!(
+        (done, ramp.fixture.depth().await.dead),
+        (all.len(), 0),
+        "each is done, once"
+    );
+    let failed_on_v2 = groups
+        .iter()
+        .filter(|g| g.version.as_str() == "v2")
+        .flat_map(|g| &g.tasks)
+        .filter(|r| r.3 == Ended::Retried);
+    assert!(failed_on_v2.count() > 0);
+}
+
+// It was good on the ramp, and turns bad once it is alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_fails_after_promotion_is_rolled_back_too() {
+    let ramp = Ramp::new().await;
+    let _traffic = Traffic::begin(&ramp.fixture, None);
+    ramp.start(&QUICK.replace(r#""watch":"1s""#, r#""watch":"1h""#)).await;
+    ramp.becomes(Status::Watching).await;
+    ramp.v2.set(60);
+    ramp.becomes(Status::RolledBack).await;
+    assert_eq!(ramp.gate().await, Gate::new("v1".parse().unwrap()));
+}
+
+// An outage is nobody's fault: nothing goes up, nothing goes back; and when it is over the rollout goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn when_both_versions_fail_it_holds() {
+    let ramp = Ramp::new().await;
+    let _traffic = Traffic::begin(&ramp.fixture, None);
+    ramp.start(&QUICK.replace(r#""bake":"1s""#, r#""bake":"20s""#)).await;
+    eventually("both versions have run", patience(LONG), async || {
+        let totals = ramp.record().await.totals;
+        totals.active.n > 200 && totals.candidate.n > 20
+    })
+    .await;
+    ramp.v1.set(100);
+    ramp.v2.set(100);
+    let record = ramp.becomes(Status::Held).await;
+    assert!(record.reason.contains("fail"), "{}", record.reason);
+    assert_eq!(ramp.gate().await.percent.to_string(), "10");
+    ramp.v1.set(0);
+    ramp.v2.set(0);
+    ramp.becomes(Status::Running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_traffic_it_extends_then_holds() {
+    let ramp = Ramp::new().await;
+    ramp.start(&QUICK.replace(r#""extend":100"#, r#""extend":2"#)).await;
+    let record = ramp.becomes(Status::Held).await;
+    assert!(
+        record.reason.contains("too little is known") && record.reason.contains("0 of 30"),
+        "{}",
+        record.reason
+    );
+    assert_eq!(ramp.gate().await.percent.to_string(), "10");
+    let traffic = Traffic::begin(&ramp.fixture, None);
+    ramp.becomes(Status::Promoted).await;
+    drop(traffic);
+}
+
+// One customer's tasks all go to one side, and are a handful of evidence: nothing is concluded from them.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_one_key_it_concludes_nothing() {
+    let ramp = Ramp::new().await;
+    let _traffic = Traffic::begin(&ramp.fixture, Some("the-one-customer"));
+    ramp.start(&QUICK.replace(r#""extend":100"#, r#""extend":3"#)).await;
+    let record = ramp.becomes(Status::Held).await;
+    let Record { totals, .. } = &record;
+    let blocks = (record.looked_us - record.id) / 1_000_000 + 2;
+    assert!(
+        totals.active.n.min(totals.candidate.n) == 0,
+        "one key, one version: {totals:?}"
+    );
+    assert!(
+        totals.active.n + totals.candidate.n <= 5 * blocks,
+        "{totals:?} in {blocks} blocks"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_persons_edit_ends_it_and_stays() {
+    let ramp = Ramp::new().await;
+    let _traffic = Traffic::begin(&ramp.fixture, None);
+    ramp.v2.set(100);
+    // So patient that it never comes to anything by itself.
+    ramp.start(
+        &QUICK
+            .replace(r#""active_min":20"#, r#""active_min":1000000"#)
+            .replace(r#""alpha":0.05"#, r#""alpha":0.000001"#)
+            .replace(r#""block_secs":1"#, r#""block_secs":3600"#),
+    )
+    .await;
+    ramp.fixture
+        .raw(&["HSET", "sb:gate:{test:job}", "percent", "33", "by", "bob"])
+        .await;
+    let record = ramp.becomes(Status::Overruled).await;
+    assert!(record.reason.contains("bob (redis-cli"), "{}", record.reason);
+    assert_eq!(ramp.gate().await.percent.to_string(), "33");
+}
+
+// A pause, a pin: others' business. The bake waits while nothing starts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_of_the_gate_is_no_objection() {
+    let ramp = Ramp::new().await;
+    let _traffic = Traffic::begin(&ramp.fixture, None);
+    ramp.start(QUICK).await;
+    ramp.fixture
+        .raw(&["HSET", "sb:gate:{test:job}", "paused", "1", "pins", "vip=v1"])
+        .await;
+    eventually("the driver has seen it", patience(LONG), async || {
+        ramp.record().await.rev == ramp.fixture.gates.show(&ramp.fixture.queue).await.unwrap().rev
+            && ramp.gate().await.paused
+    })
+    .await;
+    let before = ramp.record().await;
+    eventually("it is looked at", patience(LONG), async || {
+        ramp.record().await.serial > before.serial + 1
+    })
+    .await;
+    let after = ramp.record().await;
+    assert_eq!(
+        (after.status, after.step, after.baked_us),
+        (before.status, before.step, before.baked_us)
+    );
+    ramp.fixture.raw(&["HSET", "sb:gate:{test:job}", "paused", "0"]).await;
+    ramp.becomes(Status::Promoted).await;
+    assert_eq!(ramp.gate().await.pins.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_worker_of_the_candidate_it_holds() {
+    let mut fixture = Fixture::new().await;
+    let fails = Fails::default();
+    let config = fixture.config();
+    fixture.worker(config, |t| t.version("v1", fails.handler())).await;
+    let config = fixture.config();
+    let stop = fixture.worker(config, |t| t.version("v2", fails.handler())).await;
+    begin(&fixture, QUICK).await;
+    fixture.stop(&stop).await;
+    // Whoever drives now has v1 alone.
+    let record = becomes(&fixture, Status::Held).await;
+    assert_eq!(record.reason, "no live worker has v2");
+    let config = fixture.config();
+    fixture.worker(config, |t| t.version("v2", fails.handler())).await;
+    becomes(&fixture, Status::Running).await;
+}
+
+/// A guard and a person at the same moment: whoever was first, one whole state, and nothing of it twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_who_promotes_what_the_guard_rolls_back() {
+    let ramp = Ramp::new().await;
+    let _traffic = Traffic::begin(&ramp.fixture, None);
+    ramp.v2.set(100);
+    ramp.start(QUICK).await;
+    // Again and again, until one of them has had the last word.
+    let over = eventually("it is over", patience(LONG), async || {
+        let request = ChangeRequest {
+            source: "cli".into(),
+            by: "alice".into(),
+            op: operation_id(),
+            fields: vec![("pins", format!("k{}=v1", operation_id()))],
+            ..ChangeRequest::default()
+        };
+        ramp.fixture.gates.change(&ramp.fixture.queue, &request).await.unwrap();
+        let record = ramp.record().await;
+        if record.status.is_live() {
+            Err(format!("{:?}", record.events))
+        } else {
+            Ok(record)
+        }
+    })
+    .await;
+    assert_eq!(over.status, Status::RolledBack, "pins are no objection, however many");
+    let history = ramp
+        .fixture
+        .gates
+        .history(&ramp.fixture.queue, None, 1_000)
+        .await
+        .unwrap();
+    assert_eq!(history.iter().filter(|e| e.source == "guard").count(), 1);
+    assert_eq!(ramp.gate().await.active.as_str(), "v1");
+}
+
+/// Worker processes whose driver can be killed.
+struct Pools {
+    fixture: Fixture,
+    directory: TempDir,
+    all: Vec<(Process, Witness)>,
+}
+
+impl Pools {
+    async fn new(count: usize) -> Self {
+        let mut fixture = Fixture::new().await;
+        fixture.queue = switchback_common::Queue::new("test".parse().unwrap(), "probe".parse().unwrap());
+        let mut pools = Self {
+            fixture,
+            directory: TempDir::new().unwrap(),
+            all: Vec::new(),
+        };
+        for _ in 0..count {
+            pools.add().await;
+        }
+        pools
+    }
+
+    async fn add(&mut self) {
+        let file = self.directory.path().join(format!("starts-{}", self.all.len()));
+        let mut witness = Witness::default();
+        witness.watch(&file);
+        let (url, file) = (self.fixture.server.url(), file.display().to_string());
+        let args = [
+            "--redis",
+            &url,
+            "--versions",
+            "v1,v2",
+            "--witness",
+            &file,
+            "--lease-ms",
+            "1000",
+            "--backoff-ms",
+            "10",
+        ];
+        let process = Process::start("switchback-test-pool", args, [("RUST_LOG", "info")]);
+        process.wait_line("session begun").await;
+        self.all.push((process, witness));
+    }
+
+    /// Kills the process that drives.
+    async fn kill_driver(&mut self) {
+        // One that was killed holds its lease for a while.
+        let place = eventually("one of them drives", patience(LONG), async || {
+            let driver = store(&self.fixture).driver().await.unwrap()?;
+            self.all.iter().position(|(process, _)| {
+                let began = |line: &String| line.contains("session begun") && line.contains(driver.as_str());
+                process.lines().iter().any(began)
+            })
+        })
+        .await;
+        let (process, _) = self.all.remove(place);
+        process.kill9();
+    }
+
+    fn traffic(&self, then: &'static str) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        let server = self.fixture.server.url();
+        tasks.spawn(async move {
+            let client = redis::Client::open(server).unwrap();
+            let mut raw = client.get_multiplexed_async_connection().await.unwrap();
+            for n in 0u64.. {
+                let then = if n * 37 % 100 < 30 { then } else { "" };
+                let payload = format!("{{\"n\":{n},\"then\":\"{then}\",\"on\":\"v2\"}}");
+                let _: redis::RedisResult<()> = redis::cmd("XADD")
+                    .arg("sb:stream:{test:probe}")
+                    .arg("*")
+                    .arg("payload")
+                    .arg(payload)
+                    .query_async(&mut raw)
+                    .await;
+                tokio::time::sleep(Duration::from_millis(4)).await;
+            }
+        });
+        tasks
+    }
+}
+
+// Whoever drives is killed, again and again, at moments that nobody chose; the rollout goes on from where it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn drivers_are_killed_and_others_go_on() {
+    let mut pools = Pools::new(3).await;
+    let _traffic = pools.traffic("");
+    begin(&pools.fixture, QUICK).await;
+    for moment in [700, 2_300] {
+        let step = record(&pools.fixture).await.step;
+        tokio::time::sleep(Duration::from_millis(moment)).await;
+        pools.kill_driver().await;
+        pools.add().await;
+        let again = record(&pools.fixture).await;
+        assert!(
+            again.status != Status::RolledBack && again.step >= step,
+            "{:?}",
+            again.events
+        );
+    }
+    // Killed processes take tasks along: the same of both versions.
+    let record = becomes(&pools.fixture, Status::Promoted).await;
+    let went: Vec<&str> = record
+        .events
+        .iter()
+        .map(|(_, text)| text.as_str())
+        .filter(|t| t.contains("goes to") || t.contains("is active, and"))
+        .collect();
+    assert_eq!(went.len(), 2, "each step once: {:?}", record.events);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_version_is_rolled_back_although_the_driver_dies() {
+    let mut pools = Pools::new(2).await;
+    let _traffic = pools.traffic("fail_once");
+    begin(&pools.fixture, QUICK).await;
+    pools.kill_driver().await;
+    let record = becomes(&pools.fixture, Status::RolledBack).await;
+    assert!(record.totals.candidate.failed > 0, "{:?}", record.totals);
+    let shown = pools.fixture.gates.show(&pools.fixture.queue).await.unwrap();
+    assert_eq!(shown.gate, Gate::new("v1".parse().unwrap()));
+}

@@ -1,0 +1,257 @@
+//! The driver: takes the queue's rollout from step to step, or back, for as long as it holds the lease of the driver.
+//!
+//! Every session of the queue tries; one drives. It keeps nothing between looks that Redis does not have: whoever takes
+//! over goes on from the record, and each step is one script call, whole or not at all. All times are Redis's.
+
+use std::{sync::Arc, time::Duration};
+
+use switchback_common::{
+    StoreError, Version,
+    clock::Moment,
+    store::{
+        gate::Sealed,
+        rollout::{RolloutStore, Stepped},
+        session::SessionInfo,
+    },
+};
+use switchback_gates::{
+    Gate,
+    rollout::{self, Action, Look, MAX_BLOCKS, Record, Setting, counts, next, plan},
+};
+
+use crate::session::Session;
+
+/// How often whoever drives looks: a bad version is stopped within that of being known as bad.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often the lease is renewed or asked for, and a look that found nothing is written down.
+const TRY_EVERY: Duration = Duration::from_secs(1);
+/// Behind with closed blocks, or overtaken by somebody: at once, but not in a spin.
+const AT_ONCE: Duration = Duration::from_millis(10);
+
+struct Driver {
+    session: Arc<Session>,
+    store: RolloutStore,
+    /// The rollout that is counted for.
+    counted: u64,
+    mine: bool,
+    tried: Moment,
+    written: Moment,
+    live: (Moment, Vec<SessionInfo>),
+    /// What is wrong, said once.
+    grumbled: String,
+}
+
+/// Drives until the session closes.
+pub(crate) async fn run(session: Arc<Session>) {
+    let mut driver = Driver {
+        store: RolloutStore::new(&session.store, &session.queue),
+        session: Arc::clone(&session),
+        counted: 0,
+        mine: false,
+        tried: Moment::long_ago(),
+        written: Moment::long_ago(),
+        live: (Moment::long_ago(), Vec::new()),
+        grumbled: String::new(),
+    };
+    loop {
+        let wait = match session.blocks.rollout() {
+            // A queue without a rollout pays nothing.
+            0 => {
+                driver.counted = 0;
+                Duration::MAX
+            }
+            id => match driver.tick(id).await {
+                Ok(wait) => wait,
+                Err(error) => {
+                    driver.grumble(&format!("cannot look at the rollout: {error}"));
+                    TRY_EVERY
+                }
+            },
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = session.blocks.turned.notified() => {}
+            () = session.closing.cancelled() => return,
+        }
+    }
+}
+
+impl Driver {
+    fn grumble(&mut self, text: &str) {
+        if self.grumbled != text {
+            tracing::warn!(queue.name = %self.session.queue, "{text}");
+            text.clone_into(&mut self.grumbled);
+        }
+    }
+
+    async fn tick(&mut self, id: u64) -> Result<Duration, StoreError> {
+        if self.counted != id {
+            let Some((record, _)) = self.record().await? else {
+                return Ok(TRY_EVERY);
+            };
+            let guard = &record.spec.guard;
+            let versions = [record.from.clone(), record.to.clone()];
+            self.session.blocks.begin(versions, guard.block_secs, guard.per_key_cap);
+            // Else the next one has begun since, and the signal will say so.
+            self.counted = record.id;
+        }
+        if self.tried.elapsed() >= TRY_EVERY {
+            let mine = self.store.drive(&self.session.id).await?;
+            if mine && !self.mine {
+                tracing::info!(queue.name = %self.session.queue, session = %self.session.id, "driving the rollout of this queue");
+            }
+            self.mine = mine;
+            self.tried = Moment::now();
+        }
+        match self.mine {
+            true => self.drive().await,
+            false => Ok(TRY_EVERY),
+        }
+    }
+
+    async fn record(&mut self) -> Result<Option<(Record, u64)>, StoreError> {
+        let (fields, now_us) = self.store.read().await?;
+        match Record::parse(&fields) {
+            Ok(record) => Ok(record.map(|record| (record, now_us))),
+            Err(error) => {
+                // P8: the gate stays as it is.
+                self.grumble(&error.to_string());
+                Ok(None)
+            }
+        }
+    }
+
+    async fn drive(&mut self) -> Result<Duration, StoreError> {
+        let Some((mut record, now_us)) = self.record().await? else {
+            return Ok(TRY_EVERY);
+        };
+        if !record.status.is_live() {
+            return Ok(TRY_EVERY);
+        }
+        let Some(sealed) = self.store.gate().await? else {
+            self.grumble("the gate state is lost: the rollout waits");
+            return Ok(TRY_EVERY);
+        };
+        let gate = match Gate::parse(&sealed.gate) {
+            Ok(gate) => gate,
+            Err(error) => {
+                self.grumble(&error.to_string());
+                return Ok(TRY_EVERY);
+            }
+        };
+        let (from, to) = record.blocks(now_us);
+        let blocks = self.store.blocks(from, to).await?;
+        let blocks: Vec<_> = blocks
+            .into_iter()
+            .map(|(n, fields)| (n, counts(&fields, &record.from, &record.to)))
+            .collect();
+        record.observe(now_us, gate.paused, &blocks);
+        if self.live.0.elapsed() >= TRY_EVERY {
+            let sessions = self.session.sessions.list().await?;
+            let live = sessions.into_iter().filter(|s| s.lease.is_some() && !s.reaping);
+            self.live = (Moment::now(), live.collect());
+        }
+        let set_by = match record.agrees_with(&gate) {
+            true => String::new(),
+            false => self.who_set(sealed.rev).await?,
+        };
+        let verdict = record.verdict();
+        let look = Look {
+            gate: &gate,
+            set_by: &set_by,
+            with_to: self.with(&record.to),
+            with_from: self.with(&record.from),
+            verdict: &verdict,
+        };
+        let action = next(&record, &look);
+        let behind = record.next_block + MAX_BLOCKS / 2 < record.block_of(now_us);
+        let wait = if behind { AT_ONCE } else { LOOK_EVERY };
+        if action == Action::Nothing && self.written.elapsed() < TRY_EVERY && !behind {
+            // The next look finds the same and more.
+            return Ok(wait);
+        }
+        self.take(&record, action, &sealed, now_us)
+            .await
+            .map(|again| if again { AT_ONCE } else { wait })
+    }
+
+    /// Takes a step. Returns whether to look again at once.
+    async fn take(
+        &mut self,
+        record: &Record,
+        action: Action,
+        sealed: &Sealed,
+        now_us: u64,
+    ) -> Result<bool, StoreError> {
+        let setting = Setting {
+            driver: Some(self.session.id.clone()),
+            now_us,
+            rev: sealed.rev,
+            entry: match action {
+                Action::Rollback { .. } => self.store.version_entry(&record.to).await?,
+                _ => String::new(),
+            },
+            running: self.running(&record.to),
+            by: format!("rollout {}", record.to),
+            ..Setting::default()
+        };
+        let step = plan(record, &action, &setting);
+        let queue = &self.session.queue;
+        let (from, to) = (&record.from, &record.to);
+        match self.store.step(&step).await? {
+            Stepped::Yes { sealed, .. } => {
+                self.written = Moment::now();
+                match &action {
+                    Action::Nothing => {}
+                    Action::Rollback { .. } => tracing::error!(
+                        queue.name = %queue, gate.rev = sealed.rev, %from, %to, "the guard rolled back: {}", step.text
+                    ),
+                    Action::Hold { .. } | Action::Overruled { .. } => {
+                        tracing::warn!(queue.name = %queue, gate.rev = sealed.rev, "rollout of {to}: {}", step.text);
+                    }
+                    Action::Advance { .. } | Action::Release | Action::Finish => {
+                        tracing::info!(queue.name = %queue, gate.rev = sealed.rev, "rollout of {to}: {}", step.text);
+                    }
+                }
+                Ok(!matches!(action, Action::Nothing))
+            }
+            // A person, or another driver, was faster: look at what they made of it.
+            Stepped::Moved(_) | Stepped::Stale => Ok(true),
+            Stepped::NotDriver => {
+                self.mine = false;
+                Ok(false)
+            }
+            Stepped::Refused { field, reason } => {
+                let reason = format!("the gate refused {field} ({reason})");
+                let hold = plan(record, &Action::Hold { reason: reason.clone() }, &setting);
+                if !matches!(action, Action::Hold { .. }) && record.reason != reason {
+                    tracing::error!(queue.name = %queue, "rollout of {to}: {reason}");
+                    self.store.step(&hold).await?;
+                }
+                Ok(false)
+            }
+            Stepped::Would(_) | Stepped::Running(_) | Stepped::Unsealed => Ok(false),
+        }
+    }
+
+    /// Who made a revision, in words.
+    async fn who_set(&self, rev: u64) -> Result<String, StoreError> {
+        let history = self.session.view.store().history(None, 16).await?;
+        let made = history.iter().find(|e| e.kind == "change" && e.rev == rev);
+        Ok(made.map_or_else(|| format!("revision {rev}"), rollout::maker))
+    }
+
+    fn with(&self, version: &Version) -> usize {
+        let has = |s: &&SessionInfo| s.record.as_ref().is_some_and(|r| r.versions.contains(version));
+        self.live.1.iter().filter(has).count()
+    }
+
+    fn running(&self, version: &Version) -> u64 {
+        let of = |s: &SessionInfo| {
+            let running: std::collections::BTreeMap<Version, u64> =
+                serde_json::from_str(&s.running).unwrap_or_default();
+            running.get(version).copied().unwrap_or(0)
+        };
+        self.live.1.iter().map(of).sum()
+    }
+}
