@@ -17,12 +17,14 @@
 //! - [`gate`] — what a gate is; what *withdrawn* means
 //! - [`decide`](mod@decide) — task and gate in, version out; pure
 //! - [`view`] — what a worker obeys: reads in, ruling out; P8
+//! - [`blast`] — what a version did, and what became of it; pure
 //! - [`certificate`] — did anything start on a withdrawn version? From history and log alone; pure
 //! - [`rollback`] — which version a rollback goes to; pure
 //! - [`admin`] — look, change, roll back, wait
 //! - [`watch`] — pushes
 
 pub mod admin;
+pub mod blast;
 pub mod certificate;
 pub mod decide;
 pub mod gate;
