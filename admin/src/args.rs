@@ -1,5 +1,6 @@
 //! The command line: `switchback <noun> <verb>`. The long help is the reference of the JSON output.
 
+mod blast;
 mod dead;
 mod enqueue;
 mod limits;
@@ -10,7 +11,8 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand};
 use switchback_common::{TaskId, TaskType, Version};
 
-pub(crate) use self::dead::{Act, DeadVerb, Rate, Which};
+pub(crate) use self::blast::{Asked, BlastArgs, Pick};
+pub(crate) use self::dead::{Act, Canary, DeadVerb, Rate, Which};
 pub(crate) use self::enqueue::{EnqueueOptions, IfTaken, PayloadSource};
 pub(crate) use self::limits::LimitEdits;
 pub(crate) use self::schedule::{Remark, ScheduleVerb};
@@ -145,6 +147,11 @@ JSON: {queue, namespace, task_type, rev, gate: {active, candidate|null, percent,
         #[command(flatten)]
         change: Change,
     },
+    /// Show what a version did to which tasks, and what became of them: after a rollback, before anything is repaired.
+    ///
+    /// Reads the queue's log and the gate's history; changes nothing.
+    #[command(after_long_help = blast::BLAST_HELP)]
+    Blast(BlastArgs),
     /// Every revision, newest first: what, who, why; refused and partly dropped edits too.
     #[command(after_long_help = "\
 JSON: [{entry, kind: change|refused|note|restored, rev, at, at_us, source, by, why,

@@ -243,6 +243,9 @@ impl Story {
         let settled = Some(fact.at.ms.saturating_mul(1_000));
         match fact.what {
             What::Ran(ran) => {
+                // It was held when that was looked at, and has ended since.
+                let ended = |a: &Attempt| a.session == ran.session && a.entry == ran.entry && a.stream == ran.stream;
+                self.attempts.retain(|a| a.outcome != Outcome::Running || !ended(a));
                 self.state = match ran.ended {
                     Outcome::Done => State::Done,
                     Outcome::Retried => State::Retrying,
@@ -291,6 +294,11 @@ impl Story {
                 }
             }
             What::Held(held) => {
+                let same = |a: &Attempt| a.session == held.session && a.entry == held.entry;
+                match held.ended {
+                    Outcome::Running if self.attempts.iter().any(same) => return,
+                    _ => self.attempts.retain(|a| a.outcome != Outcome::Running || !same(a)),
+                }
                 self.state = match (held.ended, held.poison) {
                     (Outcome::Running, _) => State::Running,
                     (_, true) => State::Dead,

@@ -1,4 +1,7 @@
-//! `gate show | set | rollback | pause | resume | history`.
+//! `gate show | set | rollback | pause | resume | history | blast`.
+
+mod blast;
+pub(crate) mod spell;
 
 use serde::Serialize;
 use switchback_common::{
@@ -42,6 +45,7 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: GateVerb) -> 
             refuse_at_dead_limit(context, &queue).await?;
             pause(context, out, &queue, "0", &change).await
         }
+        GateVerb::Blast(args) => blast::run(context, out, &args).await,
         GateVerb::History { task_type, limit } => history(context, out, &context.queue(task_type), limit).await,
     }
 }

@@ -178,6 +178,15 @@ impl DeadStore {
         self
     }
 
+    /// The id of a letter's task: as written, else the one that follows from its place.
+    #[must_use]
+    pub fn task_of(&self, letter: &DeadLetter) -> String {
+        match letter.id.as_str() {
+            "" => TaskId::of_entry(stream_salt(&self.key), letter.entry).to_string(),
+            id => id.to_owned(),
+        }
+    }
+
     /// How many there are.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use crate::{
 
 mod run;
 
-pub use self::run::{ServerRun, server_run};
+pub use self::run::gaps;
 
 /// How an attempt ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -125,8 +125,6 @@ pub struct Detail {
     pub version: String,
     /// Of the same, per task: how many attempts were given back.
     pub refunds: Vec<u32>,
-    /// Of `server`: between which two moments, µs, the server became another run of itself, or another server.
-    pub between: Option<(u64, u64)>,
 }
 
 impl Detail {
@@ -153,10 +151,6 @@ impl Detail {
                 detail.version = field_text(fields, "version");
                 let given = numbers("refunds");
                 detail.refunds = given.split_ascii_whitespace().map(|n| n.parse().unwrap_or(0)).collect();
-            }
-            "server" => {
-                let moment = |name: &str| field_number(fields, name);
-                detail.between = Some(run::between(moment("last"), moment("since"), moment("at")));
             }
             _ => {}
         }

@@ -4,15 +4,23 @@
 -- ARGV  1 run id of the server  2 seconds since it began
 -- Reply {'same'|'noted'}
 -- Keeps P3 countable: times compare only within one run of one server, so whoever counts must know where one ended.
--- `:run` = "<run id> <when it was last seen, µs>". Bounded: one entry per run (P10).
+-- `:run` = "<run id> <when it was last seen, µs>"; `:runs` = "<when the one before was last seen>/<when it began>/<when it
+-- was first seen> …", µs, oldest first; bounded (P10): of what goes the time remains, as one of which nothing is known.
+local MOST = 50
 local versions, log = KEYS[1], KEYS[2]
 local t = redis.call('TIME')
 local at = string.format('%d%06d', t[1], t[2])
-local known = redis.call('HGET', versions, ':run') or ''
-local run, last = string.match(known, '^(%S+) (%d+)$')
+local run, last = string.match(redis.call('HGET', versions, ':run') or '', '^(%S+) (%d+)$')
 if run ~= ARGV[1] then
-  redis.call('XADD', log, '*', 'kind', 'server', 'at', at, 'run', ARGV[1], 'before', run or '', 'last', last or '0',
-    'since', string.format('%.0f', (t[1] - tonumber(ARGV[2])) * 1000000))
+  local runs = {}
+  for word in string.gmatch(redis.call('HGET', versions, ':runs') or '', '%S+') do runs[#runs + 1] = word end
+  runs[#runs + 1] = string.format('%s/%.0f/%s', last or '0', (t[1] - tonumber(ARGV[2])) * 1000000, at)
+  while #runs > MOST do
+    table.remove(runs, 1)
+    runs[1] = '0/0/' .. string.match(runs[1], '%d+$')
+  end
+  redis.call('XADD', log, '*', 'kind', 'server', 'at', at, 'run', ARGV[1], 'before', run or '')
+  redis.call('HSET', versions, ':runs', table.concat(runs, ' '))
 end
 redis.call('HSET', versions, ':run', ARGV[1] .. ' ' .. at)
 return { run == ARGV[1] and 'same' or 'noted' }

@@ -8,18 +8,9 @@ use crate::name::Queue;
 /// Redis counts its uptime in whole seconds.
 const SECOND_US: u64 = 1_000_000;
 
-/// The run of the server that answers now, beside the last one that the queue's log knows of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServerRun {
-    /// Redis's time, µs.
-    pub now_us: u64,
-    /// Between which two moments, µs, it became another than the log knows of; `None`: it is the one the log knows of.
-    pub unnoted: Option<(u64, u64)>,
-}
-
 /// Between which moments a server that was last seen at `last_us` became one that began at `since_us` and was first seen at
 /// `seen_us`. `last_us` 0: nobody has seen another.
-pub(super) fn between(last_us: u64, since_us: u64, seen_us: u64) -> (u64, u64) {
+fn between(last_us: u64, since_us: u64, seen_us: u64) -> (u64, u64) {
     // One that began before the other was last seen is another server: it took over some time until it was seen.
     let until = if since_us > last_us {
         since_us + SECOND_US
@@ -55,41 +46,62 @@ pub(super) async fn note(store: &Store, queue: &Queue, info: &Value) -> Result<(
     Ok(())
 }
 
-/// The run of the server that answers now.
+/// Between which moments, µs, the server became another run of itself, or another server: those that workers noted, and
+/// that before the one which answers now, if nobody has noted it yet.
 ///
 /// # Errors
 /// When Redis does not answer.
-pub async fn server_run(store: &Store, queue: &Queue) -> Result<ServerRun, StoreError> {
+pub async fn gaps(store: &Store, queue: &Queue) -> Result<Vec<(u64, u64)>, StoreError> {
     let link = store.cold().await?;
     let mut pipe = redis::pipe();
     pipe.cmd("TIME");
     pipe.cmd("INFO").arg("server");
-    pipe.cmd("HGET")
+    pipe.cmd("HMGET")
         .arg(store.keyspace().render(&Key::Versions(queue.clone())))
-        .arg(":run");
+        .arg(&[":run", ":runs"]);
     let mut replies = link.run_pipe(&mut pipe).await?.into_iter();
     let mut next = || replies.next().unwrap_or(Ok(Value::Nil));
     let now_us = reply::time_us(next().map_err(|e| link.error(e))?)?;
     let info = next().ok().and_then(|info| facts(&info));
-    let known = reply::text("run", next().map_err(|e| link.error(e))?)?;
+    let mut noted = reply::array("runs", next().map_err(|e| link.error(e))?)?.into_iter();
+    let mut text = || reply::text("runs", noted.next().unwrap_or(Value::Nil));
+    let (known, runs) = (text()?, text()?);
+    let mut gaps: Vec<(u64, u64)> = runs.split_ascii_whitespace().filter_map(gap).collect();
     let (run, last_us) = known.split_once(' ').unwrap_or_default();
     let last_us = last_us.parse().unwrap_or(0);
-    let unnoted = match info {
-        Some(info) if info.run_id == run => None,
-        Some(info) => Some(between(
+    match info {
+        Some(info) if info.run_id == run => {}
+        Some(info) => gaps.push(between(
             last_us,
             now_us.saturating_sub(info.uptime_s * SECOND_US),
             now_us,
         )),
         // Nobody may say.
-        None => Some((last_us, now_us)),
-    };
-    Ok(ServerRun { now_us, unnoted })
+        None => gaps.push((last_us, now_us)),
+    }
+    Ok(gaps)
+}
+
+fn gap(word: &str) -> Option<(u64, u64)> {
+    let mut parts = word.split('/').map(str::parse);
+    let mut next = || parts.next()?.ok();
+    Some(between(next()?, next()?, next()?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gaps_are_read_as_the_script_writes_them() {
+        assert_eq!(gap("100/5000000/9000000"), Some((100, 6_000_000)));
+        assert_eq!(
+            gap("0/0/9000000"),
+            Some((0, 9_000_000)),
+            "nothing is known of what went"
+        );
+        assert_eq!(gap("0/5"), None);
+    }
 
     #[test]
     fn a_new_run_began_between_two_looks() {
