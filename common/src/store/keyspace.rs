@@ -55,7 +55,7 @@ pub enum Key {
     /// STREAM · per queue · every gate revision; about 10 000 entries.
     History(Queue),
     /// HASH · per queue · every version ever registered -> JSON of first seen and build. Never reaped. And `:groups`, the
-    /// streams that have had their group.
+    /// streams that have had their group; `:run` and `:runs`, the runs of the server (`log/run.lua`).
     Versions(Queue),
     /// STRING, PX · per session · exists while the session lives.
     Lease(Queue, SessionId),

@@ -315,7 +315,8 @@ pub async fn write(
     Ok(())
 }
 
-/// Cuts the log to `retain` of age and `max_bytes` of memory, whole stream nodes at a time.
+/// Cuts the log to `retain` of age and `max_bytes` of memory, whole stream nodes at a time; and writes down when the server
+/// became another run: see [`gaps`].
 ///
 /// # Errors
 /// When Redis does not answer.
@@ -336,10 +337,7 @@ pub async fn trim(store: &Store, queue: &Queue, retain: Duration, max_bytes: u64
     let now_ms = reply::time_us(next()?)? / 1_000;
     let bytes = reply::count("MEMORY USAGE", &next()?)?;
     let length = reply::count("XLEN", &next()?)?;
-    // Who may not ask for it trims all the same.
-    if let Ok(info) = next() {
-        run::note(store, queue, &info).await?;
-    }
+    let info = next();
     let oldest = now_ms.saturating_sub(u64::try_from(retain.as_millis()).unwrap_or(u64::MAX));
     let mut cmd = Cmd::new();
     cmd.arg("XTRIM").arg(&key).arg("MINID").arg("~").arg(oldest);
@@ -354,5 +352,9 @@ pub async fn trim(store: &Store, queue: &Queue, retain: Duration, max_bytes: u64
             .arg(u64::try_from(keep).unwrap_or(0));
         link.run(cmd).await?;
     }
-    Ok(())
+    // Last: who may not ask for it, or cannot write it down, trims all the same.
+    match info {
+        Ok(info) => run::note(store, queue, &info).await,
+        Err(_) => Ok(()),
+    }
 }

@@ -145,8 +145,9 @@ impl Fact {
     }
 }
 
-/// The versions that a task with this routing key was given at some time from `from_us` to `until_us`; `key` `None`: it is
-/// not known. Empty: nothing started all the while. `None`: the history does not reach back.
+/// The versions that a task with this routing key was given at some time from `from_us` to `until_us`.
+///
+/// `key` `None`: it is not known. Empty: nothing started all the while. `None`: the history does not reach back.
 #[must_use]
 pub fn routed(
     revisions: &Revisions,

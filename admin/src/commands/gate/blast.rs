@@ -22,7 +22,7 @@ use crate::{
     args::BlastArgs,
     context::Context,
     exit::Failure,
-    output::{Output, sheet, table, warn},
+    output::{Output, sheet, table, tell, warn},
     text::{ago, count, rfc3339},
 };
 
@@ -38,6 +38,11 @@ struct Ask<'a> {
 }
 
 pub(super) async fn run(context: &Context, out: &mut Output, args: &BlastArgs) -> Result<(), Failure> {
+    if args.outcome.is_some() && !args.ids && !out.is_lines() {
+        return Err(Failure::Usage(
+            "--outcome chooses tasks: add --ids, or -o jsonl".to_owned(),
+        ));
+    }
     let queue = context.queue(args.task_type.clone());
     let revisions = spell::revisions(context, &queue).await?;
     spell::require_version(context, &queue, &revisions, &args.version).await?;
@@ -48,7 +53,10 @@ pub(super) async fn run(context: &Context, out: &mut Output, args: &BlastArgs) -
     let last = revisions.spells(&args.version).pop();
     let now_us = context.now_us().await?;
     let became = last.and_then(|spell| spell.since);
-    let since_us = args.since.map_or(became.map_or(0, |r| r.at_us), |at| at.us(now_us));
+    let since_us = match args.since {
+        Some(at) => at.us(now_us),
+        None => became.map_or(0, |revision| revision.at_us),
+    };
     let until_us = args.until.map_or(u64::MAX, |at| at.us(now_us));
     if since_us > until_us.min(now_us) {
         return Err(Failure::Usage(format!(
@@ -74,7 +82,7 @@ pub(super) async fn run(context: &Context, out: &mut Output, args: &BlastArgs) -
     let facts = std::mem::take(&mut collected.facts);
     if let Some(facts) = facts {
         for part in facts.into_parts() {
-            let mut part = part.map_err(temporary)?;
+            let mut part = part.map_err(|error| temporary(&error))?;
             collected.find_keys(context, &ask, &mut part).await?;
             for story in switchback_gates::blast::stories(part) {
                 report.add(&story, &ask.question);
@@ -88,7 +96,10 @@ pub(super) async fn run(context: &Context, out: &mut Output, args: &BlastArgs) -
         for note in &view.notes {
             warn(note);
         }
-        crate::output::tell(view.line());
+        tell(view.line());
+        if let Some(certificate) = &view.certificate {
+            tell(certificate.human(now_us).trim());
+        }
     } else {
         out.value(&view, |_| view.human(now_us))?;
     }
@@ -98,7 +109,7 @@ pub(super) async fn run(context: &Context, out: &mut Output, args: &BlastArgs) -
     }
 }
 
-fn temporary(error: std::io::Error) -> Failure {
+fn temporary(error: &std::io::Error) -> Failure {
     Failure::Other(format!(
         "cannot use temporary files, which a log of this size needs: {error}; free some space, set TMPDIR, or ask for less \
          with --since"

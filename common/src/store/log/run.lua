@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- log/run.lua — write down when the server is another run than the one that wrote the log so far.
 -- KEYS  1 versions  2 log
--- ARGV  1 run id of the server  2 seconds since it began
+-- ARGV  1 run id of the server  2 when it began, µs
 -- Reply {'same'|'noted'}
 -- Keeps P3 countable: times compare only within one run of one server, so whoever counts must know where one ended.
 -- `:run` = "<run id> <when it was last seen, µs>"; `:runs` = "<when the one before was last seen>/<when it began>/<when it
@@ -14,7 +14,7 @@ local run, last = string.match(redis.call('HGET', versions, ':run') or '', '^(%S
 if run ~= ARGV[1] then
   local runs = {}
   for word in string.gmatch(redis.call('HGET', versions, ':runs') or '', '%S+') do runs[#runs + 1] = word end
-  runs[#runs + 1] = string.format('%s/%.0f/%s', last or '0', (t[1] - tonumber(ARGV[2])) * 1000000, at)
+  runs[#runs + 1] = (last or '0') .. '/' .. ARGV[2] .. '/' .. at
   while #runs > MOST do
     table.remove(runs, 1)
     runs[1] = '0/0/' .. string.match(runs[1], '%d+$')

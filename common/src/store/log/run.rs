@@ -5,7 +5,7 @@ use redis::Value;
 use super::super::{connect::Store, error::StoreError, keyspace::Key, reply, script};
 use crate::name::Queue;
 
-/// Redis counts its uptime in whole seconds.
+/// Redis tells when it began in whole seconds.
 const SECOND_US: u64 = 1_000_000;
 
 /// Between which moments a server that was last seen at `last_us` became one that began at `since_us` and was first seen at
@@ -22,15 +22,18 @@ fn between(last_us: u64, since_us: u64, seen_us: u64) -> (u64, u64) {
 
 struct Facts {
     run_id: String,
-    uptime_s: u64,
+    since_us: u64,
 }
 
 fn facts(info: &Value) -> Option<Facts> {
     let text: String = redis::from_redis_value(info.clone()).ok()?;
     let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let number = |name: &str| field(name)?.trim().parse::<u64>().ok();
+    // Both are of one look at the clock, which may be older than `TIME`.
+    let began_s = (number("server_time_usec")? / SECOND_US).saturating_sub(number("uptime_in_seconds")?);
     Some(Facts {
         run_id: field("run_id")?.trim().to_owned(),
-        uptime_s: field("uptime_in_seconds")?.trim().parse().ok()?,
+        since_us: began_s * SECOND_US,
     })
 }
 
@@ -41,7 +44,7 @@ pub(super) async fn note(store: &Store, queue: &Queue, info: &Value) -> Result<(
     for key in [Key::Versions(queue.clone()), Key::Log(queue.clone())] {
         call.key(store.keyspace().render(&key));
     }
-    call.arg(facts.run_id).arg(facts.uptime_s);
+    call.arg(facts.run_id).arg(facts.since_us);
     store.warm().await?.run_script(&call).await?;
     Ok(())
 }
@@ -71,11 +74,7 @@ pub async fn gaps(store: &Store, queue: &Queue) -> Result<Vec<(u64, u64)>, Store
     let last_us = last_us.parse().unwrap_or(0);
     match info {
         Some(info) if info.run_id == run => {}
-        Some(info) => gaps.push(between(
-            last_us,
-            now_us.saturating_sub(info.uptime_s * SECOND_US),
-            now_us,
-        )),
+        Some(info) => gaps.push(between(last_us, info.since_us, now_us)),
         // Nobody may say.
         None => gaps.push((last_us, now_us)),
     }

@@ -122,7 +122,7 @@ pub(super) async fn collect(context: &Context, ask: &Ask<'_>) -> Result<Collecte
             });
         }
         if let Some(error) = failed {
-            return Err(temporary(error));
+            return Err(temporary(&error));
         }
         entries += page.len() as u64;
         if said.elapsed() >= LINE_EVERY {
@@ -198,7 +198,7 @@ async fn hold(
                     },
                     what: What::Held(holding),
                 };
-                spill.add(&fact).map_err(temporary)?;
+                spill.add(&fact).map_err(|error| temporary(&error))?;
             }
             // P10.
             if looked_at >= MOST_HELD {
