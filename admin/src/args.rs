@@ -1,5 +1,6 @@
 //! The command line: `switchback <noun> <verb>`. The long help is the reference of the JSON output.
 
+mod blast;
 mod config;
 mod dead;
 mod enqueue;
@@ -14,8 +15,9 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand};
 use switchback_common::{TaskId, TaskType};
 
+pub(crate) use self::blast::{Asked, BlastArgs, Pick};
 pub(crate) use self::config::{ApplyOptions, ConfigVerb, DocumentSource};
-pub(crate) use self::dead::{Act, DeadVerb, Rate, Which};
+pub(crate) use self::dead::{Act, Canary, DeadVerb, Rate, Which};
 pub(crate) use self::enqueue::{EnqueueOptions, IfTaken, PayloadSource};
 pub(crate) use self::gate::{Change, GateVerb, InFlight};
 pub(crate) use self::limits::LimitEdits;

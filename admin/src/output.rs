@@ -47,6 +47,10 @@ impl Output {
         self.format == Format::Table
     }
 
+    pub(crate) fn is_lines(&self) -> bool {
+        self.format == Format::Jsonl
+    }
+
     /// Marks something loud, with colour where that is wanted.
     pub(crate) fn loud(&self, text: &str) -> String {
         paint(text, self.colour)

@@ -194,9 +194,12 @@ impl From<&AttemptError> for ErrorView {
 /// The error chain, one line per attempt.
 pub(crate) fn error_lines(errors: &[ErrorView], now_us: u64) -> String {
     let line = |e: &ErrorView| {
+        let number = match e.attempt {
+            0 => "(given back)".to_owned(),
+            n => format!("{n}."),
+        };
         format!(
-            "  {}. {} {}: {}\n",
-            e.attempt,
+            "  {number} {} {}: {}\n",
             plain(&e.version),
             crate::text::ago(now_us, e.at_us),
             plain(&e.error)

@@ -80,7 +80,7 @@ pub type Fields = Vec<(Vec<u8>, Vec<u8>)>;
 /// One failed attempt, kept on the task.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct AttemptError {
-    /// Which attempt, from 1.
+    /// Which attempt, from 1; 0: it was given back, and does not count (`dead/chain.lua`).
     pub attempt: u32,
     /// The version it ran on.
     pub version: String,

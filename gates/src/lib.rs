@@ -17,6 +17,7 @@
 //! - [`gate`] — what a gate is; what *withdrawn* means
 //! - [`decide`](mod@decide) — task and gate in, version out; pure
 //! - [`view`] — what a worker obeys: reads in, ruling out; P8
+//! - [`blast`] — what a version did, and what became of it; pure
 //! - [`certificate`] — did anything start on a withdrawn version? From history and log alone; pure
 //! - [`readiness`] — what speaks against sending tasks to a version; pure
 //! - [`guard`] — is the candidate worse? Statistics; pure
@@ -27,6 +28,7 @@
 //! - [`watch`] — pushes
 
 pub mod admin;
+pub mod blast;
 pub mod certificate;
 pub mod decide;
 pub mod drain;

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use switchback_common::{TaskType, Version};
 use switchback_gates::Share;
 
+use super::blast::{BLAST_HELP, BlastArgs};
 use crate::text::duration;
 
 #[derive(Debug, Subcommand)]
@@ -101,6 +102,11 @@ malformed: not JSON, which no version can read. left_out: tasks too large for th
         #[command(flatten)]
         change: Change,
     },
+    /// Show what a version did to which tasks, and what became of them: after a rollback, before anything is repaired.
+    ///
+    /// Reads the queue's log and the gate's history; changes nothing.
+    #[command(after_long_help = BLAST_HELP)]
+    Blast(BlastArgs),
     /// Every revision, newest first: what, who, why; refused and partly dropped edits too.
     #[command(after_long_help = "\
 JSON: [{entry, kind: change|refused|note|restored, rev, at, at_us, source, by, why,

@@ -23,6 +23,7 @@ use switchback_common::{
 use self::act::Action;
 use crate::{
     args::{DeadVerb, Which},
+    commands::gate::spell::{self, RevisionView},
     context::Context,
     exit::Failure,
     output::{Output, sheet, table, tell},
@@ -40,8 +41,13 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: DeadVerb) -> 
             limit,
         } => ls(context, out, &context.queue(task_type), &which, limit).await,
         DeadVerb::Show { task_type, id } => show(context, out, &context.queue(task_type), &id).await,
-        DeadVerb::Requeue { act, force } => act::run(context, out, Action::Requeue { force }, &act).await,
-        DeadVerb::Discard { act } => act::run(context, out, Action::Discard, &act).await,
+        DeadVerb::Requeue {
+            act,
+            force,
+            refund,
+            canary,
+        } => act::run(context, out, Action::Requeue { force, refund }, &act, Some(canary)).await,
+        DeadVerb::Discard { act } => act::run(context, out, Action::Discard, &act, None).await,
     }
 }
 
@@ -82,25 +88,67 @@ fn some(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
+/// What `--since-flip` stands for.
+#[derive(Debug, Clone, Serialize)]
+struct Window {
+    since: Option<String>,
+    since_us: u64,
+    made_reachable: Option<RevisionView>,
+    withdrawn: RevisionView,
+}
+
 /// The filter as the store takes it; ages count back from `now_us` on Redis's clock.
-fn filter(which: &Which, now_us: u64) -> Filter {
+async fn filter(
+    context: &Context,
+    queue: &Queue,
+    which: &Which,
+    now_us: u64,
+) -> Result<(Filter, Option<Window>), Failure> {
     let ago = |age: Duration| {
         let age_us = u64::try_from(age.as_micros()).unwrap_or(0);
         now_us.saturating_sub(age_us) / 1_000
     };
-    Filter {
+    let window = match &which.version {
+        Some(version) if which.since_flip => {
+            let revisions = spell::revisions(context, queue).await?;
+            spell::require_version(context, queue, &revisions, version).await?;
+            let (since, withdrawn) = spell::withdrawn(queue, &revisions, version)?;
+            let since_us = since.since.map_or(0, |revision| revision.at_us);
+            Some(Window {
+                since: rfc3339(since_us),
+                since_us,
+                made_reachable: since.since.map(RevisionView::of),
+                withdrawn: RevisionView::of(withdrawn),
+            })
+        }
+        _ => None,
+    };
+    let newer = which.newer_than.map(ago);
+    let filter = Filter {
         version: which.version.as_ref().map(ToString::to_string),
         reason: which.reason.clone(),
         error: which.error.clone(),
         until_ms: which.older_than.map(ago),
-        since_ms: which.newer_than.map(ago),
+        // No end: what died on it after its withdrawal was in flight then.
+        since_ms: newer.max(window.as_ref().map(|window| window.since_us / 1_000)),
+    };
+    if let (Some(window), Some(version)) = (&window, &which.version) {
+        let became = window.made_reachable.as_ref().map_or_else(
+            || "before the history begins".to_owned(),
+            |revision| revision.words(now_us),
+        );
+        tell(format_args!(
+            "{version} became reachable: {became}; was withdrawn: {}",
+            window.withdrawn.words(now_us)
+        ));
     }
+    Ok((filter, window))
 }
 
 async fn ls(context: &Context, out: &mut Output, queue: &Queue, which: &Which, limit: usize) -> Result<(), Failure> {
     let store = DeadStore::new(&context.store, queue);
     let now = context.now_us().await?;
-    let filter = filter(which, now);
+    let (filter, _) = filter(context, queue, which, now).await?;
     let (mut rows, mut after, mut any, mut more) = (Vec::new(), None, false, false);
     while !more {
         let page = store.scan(after, None, Order::NewestFirst, PAGE).await?;

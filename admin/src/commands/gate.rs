@@ -1,10 +1,12 @@
-//! `gate show | set | check | rollback | pause | resume | history`: one file per verb that is more than a few lines.
+//! `gate show | set | check | rollback | pause | resume | history | blast`: one file per verb that is more than a few lines.
 
+mod blast;
 mod check;
 mod history;
 mod rollback;
 mod set;
 mod show;
+pub(crate) mod spell;
 
 use switchback_common::{
     Queue,
@@ -55,6 +57,7 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: GateVerb) -> 
         GateVerb::History { task_type, limit } => {
             history::history(context, out, &context.queue(task_type), limit).await
         }
+        GateVerb::Blast(args) => blast::run(context, out, &args).await,
     }
 }
 

@@ -4,8 +4,11 @@
 //! [`steps`], and gives each step to [`DeadStore::requeue`] or [`DeadStore::discard`]. Every step is one script: it
 //! happens whole or not at all, and sent again it does nothing, so that stopping anywhere loses and doubles nothing.
 
+mod refund;
+
 use redis::{Cmd, Value};
 
+pub use self::refund::{Looked, Waiting};
 use super::{
     connect::Store,
     error::StoreError,
@@ -16,7 +19,7 @@ use super::{
 };
 use crate::{
     id::{StreamId, TaskId, stream_salt},
-    name::Queue,
+    name::{Queue, Version},
 };
 
 /// Most dead letters of one step.
@@ -49,6 +52,11 @@ pub struct DeadLetter {
     pub bytes: u64,
     /// Whether it has a payload at all.
     pub has_payload: bool,
+    /// Attempts that can be given back: those that its error chain tells of, on the version of
+    /// [`DeadStore::refunding`].
+    pub refund: u64,
+    /// Attempts that the chain, which holds the last 10, does not tell of.
+    pub untold: u64,
 }
 
 impl DeadLetter {
@@ -145,6 +153,8 @@ pub struct DeadStore {
     store: Store,
     queue: Queue,
     key: String,
+    /// The version whose attempts a requeue gives back.
+    refund: Option<Version>,
 }
 
 impl DeadStore {
@@ -155,6 +165,25 @@ impl DeadStore {
             key: store.keyspace().render(&Key::Dead(queue.clone())),
             store: store.clone(),
             queue: queue.clone(),
+            refund: None,
+        }
+    }
+
+    /// Whoever requeues gives back the attempts made on `version`, and no others; every look says how many.
+    ///
+    /// Without it a requeued task is as new as before its first attempt, whatever versions it failed on.
+    #[must_use]
+    pub fn refunding(mut self, version: Option<Version>) -> Self {
+        self.refund = version;
+        self
+    }
+
+    /// The id of a letter's task: as written, else the one that follows from its place.
+    #[must_use]
+    pub fn task_of(&self, letter: &DeadLetter) -> String {
+        match letter.id.as_str() {
+            "" => TaskId::of_entry(stream_salt(&self.key), letter.entry).to_string(),
+            id => id.to_owned(),
         }
     }
 
@@ -227,7 +256,8 @@ impl DeadStore {
             .arg(to)
             .arg(way)
             .arg(most.min(MOVE_ENTRIES))
-            .arg(MOVE_BYTES);
+            .arg(MOVE_BYTES)
+            .arg(self.refunded());
         let found = self.store.warm().await?.run_script(&call).await?;
         let (last, rows) = reply::verdict("dead letters", found)?;
         Ok(Page {
@@ -236,7 +266,12 @@ impl DeadStore {
         })
     }
 
-    /// Puts letters at the end of the line, with no attempt made and their errors and ids kept. Those that are not there
+    fn refunded(&self) -> &str {
+        self.refund.as_ref().map_or("", Version::as_str)
+    }
+
+    /// Puts letters at the end of the line, with no attempt made (or as [`DeadStore::refunding`] has it) and their errors
+    /// and ids kept. Those that are not there
     /// (any more) are passed over. Says how many there were. At most [`STEP_ENTRIES`], see [`steps`].
     ///
     /// # Errors
@@ -247,7 +282,8 @@ impl DeadStore {
         for key in [Key::Stream, Key::High, Key::Low, Key::Cancel] {
             call.key(self.store.keyspace().render(&key(self.queue.clone())));
         }
-        self.act("requeue", call, entries, operator).await
+        self.act("requeue", call, Some(self.refunded()), entries, operator)
+            .await
     }
 
     /// Deletes letters; nothing of their payloads is kept. Those that are not there (any more) are passed over. Says how
@@ -258,7 +294,7 @@ impl DeadStore {
     pub async fn discard(&self, entries: &[StreamId], operator: &Operator) -> Result<u64, StoreError> {
         let mut call = script::DEAD_DISCARD.prepare_invoke();
         self.keys(&mut call);
-        self.act("discard", call, entries, operator).await
+        self.act("discard", call, None, entries, operator).await
     }
 
     fn keys(&self, call: &mut redis::ScriptInvocation<'_>) {
@@ -270,6 +306,7 @@ impl DeadStore {
         &self,
         what: &'static str,
         mut call: redis::ScriptInvocation<'_>,
+        more: Option<&str>,
         entries: &[StreamId],
         operator: &Operator,
     ) -> Result<u64, StoreError> {
@@ -277,6 +314,9 @@ impl DeadStore {
             .arg(crate::envelope::clip(&operator.why, 500))
             .arg(&operator.op)
             .arg(stream_salt(&self.key));
+        if let Some(more) = more {
+            call.arg(more);
+        }
         // P10: bounded here, whatever the caller gives.
         for entry in entries.iter().take(STEP_ENTRIES) {
             call.arg(entry.to_string());
@@ -289,7 +329,22 @@ impl DeadStore {
 fn letter(row: Value) -> Result<DeadLetter, StoreError> {
     const WHAT: &str = "dead letters";
     let items = reply::array(WHAT, row)?;
-    let Ok([entry, bytes, payload, id, reason, error, version, session, at, attempts]) = <[Value; 10]>::try_from(items)
+    let Ok(
+        [
+            entry,
+            bytes,
+            payload,
+            id,
+            reason,
+            error,
+            version,
+            session,
+            at,
+            attempts,
+            refund,
+            untold,
+        ],
+    ) = <[Value; 12]>::try_from(items)
     else {
         return Err(reply::unexpected(WHAT, &Value::Nil));
     };
@@ -307,6 +362,8 @@ fn letter(row: Value) -> Result<DeadLetter, StoreError> {
         attempts: text(attempts)?.parse().unwrap_or(0),
         bytes: reply::count(WHAT, &bytes)?,
         has_payload: reply::count(WHAT, &payload)? == 1,
+        refund: reply::count(WHAT, &refund)?,
+        untold: reply::count(WHAT, &untold)?,
     })
 }
 
@@ -326,6 +383,8 @@ mod tests {
             attempts: 15,
             bytes,
             has_payload: true,
+            refund: 0,
+            untold: 0,
         }
     }
 

@@ -55,7 +55,8 @@ pub enum Key {
     /// STREAM · per queue · every gate revision; about 10 000 entries.
     History(Queue),
     /// HASH · per queue · every version ever registered -> JSON of first seen and build. Never reaped. And `:groups`, the
-    /// streams that have had their group, and `:absent`, versions that the gate reaches and no live worker has.
+    /// streams that have had their group, `:absent`, versions that the gate reaches and no live worker has, and `:run` and
+    /// `:runs`, the runs of the server (`log/run.lua`).
     Versions(Queue),
     /// STRING, PX · per session · exists while the session lives.
     Lease(Queue, SessionId),

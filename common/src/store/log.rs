@@ -1,8 +1,8 @@
 //! The log of a queue: which attempts ran, on which version, under which gate read. Evidence, not state.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use redis::Cmd;
+use redis::{Cmd, Value};
 
 use super::{
     connect::Store,
@@ -14,6 +14,10 @@ use crate::{
     id::{SessionId, StreamId, TaskId},
     name::{Queue, Version},
 };
+
+mod run;
+
+pub use self::run::gaps;
 
 /// How an attempt ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -92,7 +96,7 @@ pub struct LogEntry {
     /// Its id: orders it against every other entry of the queue's log.
     pub id: StreamId,
     /// `settled`, `joined`, `left`, `reaping`, `recovered`, `poison`, `cancel`, `stale`, `alert`, `scheduled`,
-    /// `schedule_changed`, `requeued`, `discarded`, `limits`, `policy`, `version`, `build_refused`.
+    /// `schedule_changed`, `requeued`, `refunded`, `discarded`, `limits`, `policy`, `version`, `build_refused`, `server`.
     pub kind: String,
     /// The session it speaks of.
     pub session: SessionId,
@@ -102,11 +106,114 @@ pub struct LogEntry {
     pub acked: String,
     /// Of `settled`: the tasks that were cancelled, whether or not an attempt ran, each with its entry.
     pub cancelled: Vec<(TaskId, String)>,
-    /// Of `reaping`, `recovered` and `poison`: when, µs.
+    /// Of `reaping`, `recovered`, `poison` and `server`: when, µs.
     pub at_us: u64,
-    /// Of `recovered`, `poison`, `requeued` (the new entry) and `discarded`: `task=entry …`; of `scheduled`: `<schedule>:
-    /// <task ids>`; else the text.
+    /// Of `recovered`, `poison`, `requeued` (the new entry) and `discarded`: `task=entry …`; of `refunded`: `task=delayed …`;
+    /// of `scheduled`: `<schedule>: <task ids>`; else the text.
     pub text: String,
+    /// What only some kinds say.
+    pub detail: Detail,
+}
+
+/// What only some kinds of entries say; empty in the others.
+#[derive(Debug, Clone, Default)]
+pub struct Detail {
+    /// Of `recovered` and `poison`: the key of the stream the tasks were taken from.
+    pub stream: String,
+    /// Of `recovered` and `poison`, per task: how long the lost session had held it, ms. Older releases wrote none.
+    pub held_ms: Vec<u64>,
+    /// Of `recovered` and `poison`: entry -> the key that its version was chosen by, for tasks that have one. `None`: the
+    /// release that wrote the entry did not say.
+    pub keys: Option<BTreeMap<String, String>>,
+    /// Of `joined` and `reaping`: the versions that the session has.
+    pub versions: Vec<Version>,
+    /// Of `requeued` and `refunded` with attempts given back: those on which version.
+    pub version: String,
+    /// Of the same, per task: how many attempts were given back.
+    pub refunds: Vec<u32>,
+}
+
+impl Detail {
+    fn of(kind: &str, fields: &crate::envelope::Fields) -> Self {
+        #[derive(serde::Deserialize)]
+        struct Record {
+            versions: Vec<Version>,
+        }
+        let numbers = |name: &str| field_text(fields, name);
+        let mut detail = Self::default();
+        match kind {
+            "recovered" | "poison" => {
+                detail.stream = field_text(fields, "stream");
+                let held = numbers("held");
+                detail.held_ms = held.split_ascii_whitespace().map(|n| n.parse().unwrap_or(0)).collect();
+                detail.keys = reply::field(fields, "keys")
+                    .and_then(|json| serde_json::from_str(&String::from_utf8_lossy(json)).ok());
+            }
+            "joined" | "reaping" => {
+                let record = reply::field(fields, "record").and_then(|json| serde_json::from_slice(json).ok());
+                detail.versions = record.map_or_else(Vec::new, |record: Record| record.versions);
+            }
+            "requeued" | "refunded" => {
+                detail.version = field_text(fields, "version");
+                let given = numbers("refunds");
+                detail.refunds = given.split_ascii_whitespace().map(|n| n.parse().unwrap_or(0)).collect();
+            }
+            _ => {}
+        }
+        detail
+    }
+}
+
+/// How far the log reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// The oldest entry; `None`: there is none.
+    pub first: Option<StreamId>,
+    /// The newest entry there ever was.
+    pub last: StreamId,
+    /// Whether older entries were let go.
+    pub trimmed: bool,
+}
+
+impl Extent {
+    /// From when on, µs, everything that was written is there; `None`: nothing was ever let go.
+    #[must_use]
+    pub fn complete_from_us(&self) -> Option<u64> {
+        let first = self.first.map_or(self.last.ms + 1, |first| first.ms);
+        self.trimmed.then(|| first.saturating_mul(1_000))
+    }
+}
+
+/// How far the log reaches.
+///
+/// # Errors
+/// When Redis does not answer.
+pub async fn extent(store: &Store, queue: &Queue) -> Result<Extent, StoreError> {
+    let first = read(store, queue, None, 1).await?.first().map(|entry| entry.id);
+    let mut cmd = Cmd::new();
+    cmd.arg("XINFO").arg("STREAM").arg(key(store, queue));
+    let info = match store.cold().await?.run(cmd).await {
+        // There is no log yet.
+        Err(StoreError::Redis { .. }) => Vec::new(),
+        Ok(Value::Map(pairs)) => pairs.into_iter().flat_map(|(k, v)| [k, v]).collect(),
+        other => reply::array("XINFO STREAM", other?)?,
+    };
+    let named = |wanted: &[u8]| {
+        info.chunks(2).find_map(|pair| match pair {
+            [Value::BulkString(name), value] if name == wanted => Some(value),
+            _ => None,
+        })
+    };
+    let number = |name: &[u8]| named(name).map_or(Ok(0), |value| reply::count("XINFO STREAM", value));
+    let last = match named(b"last-generated-id") {
+        Some(Value::BulkString(id)) => StreamId::parse(id).unwrap_or_default(),
+        _ => StreamId::default(),
+    };
+    Ok(Extent {
+        first,
+        last,
+        trimmed: number(b"entries-added")? > number(b"length")?,
+    })
 }
 
 fn key(store: &Store, queue: &Queue) -> String {
@@ -163,7 +270,7 @@ fn decode(entry: reply::Entry) -> LogEntry {
     let fields = entry.fields.unwrap_or_default();
     let kind = field_text(&fields, "kind");
     let text = match kind.as_str() {
-        "recovered" | "poison" | "requeued" | "discarded" => field_text(&fields, "tasks"),
+        "recovered" | "poison" | "requeued" | "refunded" | "discarded" => field_text(&fields, "tasks"),
         _ => field_text(&fields, "text"),
     };
     // A group we cannot read is another release's: the entry still counts as one.
@@ -182,6 +289,7 @@ fn decode(entry: reply::Entry) -> LogEntry {
         }
     }
     LogEntry {
+        detail: Detail::of(&kind, &fields),
         id: entry.id,
         session: SessionId::from_found(&field_text(&fields, "session")),
         attempts,
@@ -213,7 +321,8 @@ pub async fn write(
     Ok(())
 }
 
-/// Cuts the log to `retain` of age and `max_bytes` of memory, whole stream nodes at a time.
+/// Cuts the log to `retain` of age and `max_bytes` of memory, whole stream nodes at a time; and writes down when the server
+/// became another run: see [`gaps`].
 ///
 /// # Errors
 /// When Redis does not answer.
@@ -224,15 +333,17 @@ pub async fn trim(store: &Store, queue: &Queue, retain: Duration, max_bytes: u64
     pipe.cmd("TIME");
     pipe.cmd("MEMORY").arg("USAGE").arg(&key).arg("SAMPLES").arg(5);
     pipe.cmd("XLEN").arg(&key);
+    pipe.cmd("INFO").arg("server");
     let mut replies = link
         .run_pipe(&mut pipe)
         .await?
         .into_iter()
         .map(|r| r.map_err(|e| link.error(e)));
-    let mut next = || replies.next().unwrap_or(Ok(redis::Value::Nil));
+    let mut next = || replies.next().unwrap_or(Ok(Value::Nil));
     let now_ms = reply::time_us(next()?)? / 1_000;
     let bytes = reply::count("MEMORY USAGE", &next()?)?;
     let length = reply::count("XLEN", &next()?)?;
+    let info = next();
     let oldest = now_ms.saturating_sub(u64::try_from(retain.as_millis()).unwrap_or(u64::MAX));
     let mut cmd = Cmd::new();
     cmd.arg("XTRIM").arg(&key).arg("MINID").arg("~").arg(oldest);
@@ -247,7 +358,11 @@ pub async fn trim(store: &Store, queue: &Queue, retain: Duration, max_bytes: u64
             .arg(u64::try_from(keep).unwrap_or(0));
         link.run(cmd).await?;
     }
-    Ok(())
+    // Last: who may not ask for it, or cannot write it down, trims all the same.
+    match info {
+        Ok(info) => run::note(store, queue, &info).await,
+        Err(_) => Ok(()),
+    }
 }
 
 /// Who changed something beside the gate, as the log has it.

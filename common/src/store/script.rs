@@ -8,6 +8,7 @@ const GATE: &str = include_str!("gate/core.lua");
 /// Stands behind [`GATE`].
 const RECORD: &str = include_str!("versions/record.lua");
 const ENTRY: &str = include_str!("queue/entry.lua");
+const CHAIN: &str = include_str!("dead/chain.lua");
 /// P10: what follows also runs at `maxmemory`. Scripts that bring new work go without it.
 const ALLOW_OOM: &str = "#!lua flags=allow-oom\n";
 
@@ -51,9 +52,12 @@ scripts! {
     ENQUEUE = ENTRY, include_str!("queue/enqueue.lua");
     SCHEDULE_FIRE = include_str!("schedule/fire.lua");
     SCHEDULE_WRITE = include_str!("schedule/write.lua");
-    DEAD_SCAN = ALLOW_OOM, ENTRY, include_str!("dead/scan.lua");
-    DEAD_REQUEUE = ALLOW_OOM, ENTRY, include_str!("dead/requeue.lua");
+    DEAD_SCAN = ALLOW_OOM, ENTRY, CHAIN, include_str!("dead/scan.lua");
+    DEAD_REQUEUE = ALLOW_OOM, ENTRY, CHAIN, include_str!("dead/requeue.lua");
     DEAD_DISCARD = ALLOW_OOM, ENTRY, include_str!("dead/discard.lua");
+    DEAD_REFUND = ALLOW_OOM, ENTRY, CHAIN, include_str!("dead/refund.lua");
+    LOG_RUN = include_str!("log/run.lua");
+    HELD = ALLOW_OOM, ENTRY, include_str!("held/scan.lua");
     LIMITS_SET = include_str!("limits/set.lua");
     CONFIG_RECORD = include_str!("config/record.lua");
     GRANT = include_str!("throttle/grant.lua");

@@ -1,12 +1,16 @@
 //! `dead requeue | discard`: page by page in entry-id order, step by step, and it can be stopped anywhere.
 
-use std::{collections::BTreeMap, time::Duration};
+mod canary;
+mod preview;
+mod source;
+
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use switchback_common::{
     Queue, StoreError, StreamId,
-    store::dead::{DeadLetter, DeadStore, Filter, Operator, Order, STEP_ENTRIES, steps},
+    store::dead::{DeadLetter, DeadStore, Operator, STEP_BYTES, STEP_ENTRIES, Waiting, steps},
 };
 use switchback_gates::admin::operation_id;
 use tokio::{
@@ -14,18 +18,21 @@ use tokio::{
     time::Instant,
 };
 
-use super::{PAGE, filter, find_all, some};
+use self::{
+    canary::{Canary, CanaryView, Verdict},
+    preview::{Few, tell_refused},
+    source::{Found, Source},
+};
+use super::Window;
 use crate::{
-    args::{Act, Rate},
+    args::{self, Act, Rate},
     change::who,
     context::Context,
     exit::Failure,
-    output::{Output, table, tell, warn},
-    text::{brief, count, plain},
+    output::{Output, tell},
+    text::{count, plain},
 };
 
-/// Letters shown by name.
-const SHOWN: usize = 5;
 /// Steps a second when a rate is given.
 const STEPS_A_SECOND: f64 = 10.0;
 /// Without a terminal, a line of progress this often.
@@ -37,6 +44,8 @@ pub(super) enum Action {
     Requeue {
         /// What is malformed, too.
         force: bool,
+        /// Only the attempts made on one version are given back.
+        refund: bool,
     },
     Discard,
 }
@@ -50,152 +59,101 @@ impl Action {
     }
 
     fn refuses(self, letter: &DeadLetter) -> bool {
-        self == Self::Requeue { force: false } && letter.is_malformed()
-    }
-}
-
-/// A letter by name.
-#[derive(Debug, Serialize)]
-struct Named {
-    entry: String,
-    id: Option<String>,
-    reason: String,
-    version: String,
-}
-
-impl Named {
-    fn of(letter: &DeadLetter) -> Self {
-        Self {
-            entry: letter.entry.to_string(),
-            id: some(letter.id.clone()),
-            reason: letter.reason.clone(),
-            version: letter.version.clone(),
-        }
+        matches!(self, Self::Requeue { force: false, .. }) && letter.is_malformed()
     }
 
-    fn words(&self) -> String {
-        let id = self.id.as_deref().unwrap_or("no id");
-        format!("{} ({}, {})", self.entry, brief(id, 64), brief(&self.reason, 24))
-    }
-}
-
-/// How many, and the first of them.
-#[derive(Debug, Default, Serialize)]
-struct Few {
-    count: u64,
-    first: Vec<Named>,
-}
-
-impl Few {
-    fn add(&mut self, letter: &DeadLetter) {
-        self.count += 1;
-        if self.first.len() < SHOWN {
-            self.first.push(Named::of(letter));
-        }
+    fn refunds(self) -> bool {
+        matches!(self, Self::Requeue { refund: true, .. })
     }
 
-    fn words(&self) -> String {
-        let names: Vec<String> = self.first.iter().map(Named::words).collect();
-        let more = if self.count > SHOWN as u64 { ", …" } else { "" };
-        format!("{}{more}", names.join(", "))
-    }
-}
-
-/// Where the letters come from, page after page.
-#[derive(Debug)]
-struct Source {
-    store: DeadStore,
-    filter: Filter,
-    after: Option<StreamId>,
-    until: Option<StreamId>,
-    /// Letters that were named one by one.
-    listed: Option<Vec<DeadLetter>>,
-    is_list: bool,
-    /// Named, and not there.
-    missing: Vec<String>,
-}
-
-/// Letters that are meant, and where looking for them ended.
-#[derive(Debug)]
-struct Meant {
-    letters: Vec<DeadLetter>,
-    looked_at: u64,
-    end: StreamId,
-}
-
-impl Source {
-    async fn open(context: &Context, store: DeadStore, act: &Act) -> Result<Self, Failure> {
-        let newest = store.newest().await?;
-        let (listed, missing) = if act.all {
-            (None, Vec::new())
-        } else {
-            let (found, missing) = find_all(&store, &act.ids).await?;
-            (Some(found), missing)
-        };
-        Ok(Self {
-            filter: filter(&act.which, context.now_us().await?),
-            after: act.after,
-            // What dies from here on is not meant.
-            until: act.until.or(newest),
-            is_list: listed.is_some(),
-            listed,
-            missing,
-            store,
+    fn refund(self, source: &Source) -> Option<Refund> {
+        let version = source.version.clone().filter(|_| self.refunds())?;
+        Some(Refund {
+            version,
+            ..Refund::default()
         })
     }
+}
 
-    async fn next(&mut self) -> Result<Option<Meant>, Failure> {
-        if self.is_list {
-            let letters = self.listed.take().unwrap_or_default();
-            let end = letters.last().map(|letter| letter.entry);
-            return Ok(end.map(|end| Meant {
-                looked_at: letters.len() as u64,
-                letters,
-                end,
-            }));
-        }
-        if self.until.is_none() {
-            return Ok(None);
-        }
-        let page = self
-            .store
-            .scan(self.after, self.until, Order::OldestFirst, PAGE)
-            .await?;
-        let Some(end) = page.last else { return Ok(None) };
-        self.after = Some(end);
-        let looked_at = page.letters.len() as u64;
-        let letters = page.letters.into_iter().filter(|letter| self.filter.fits(letter));
-        Ok(Some(Meant {
-            letters: letters.collect(),
-            looked_at,
-            end,
-        }))
+/// Attempts given back.
+#[derive(Debug, Clone, Default, Serialize)]
+struct Refund {
+    version: String,
+    attempts: u64,
+    untold: u64,
+    waiting: u64,
+    at_once: u64,
+}
+
+impl Refund {
+    fn letter(&mut self, letter: &DeadLetter) {
+        self.attempts += letter.refund;
+        self.untold += letter.untold;
+    }
+
+    fn waiting(&mut self, task: &Waiting) {
+        self.attempts += task.refund;
+        self.untold += task.untold;
+        self.waiting += 1;
+        self.at_once += u64::from(task.at_once);
+    }
+
+    /// Where it is not exact.
+    fn untold_words(&self) -> Option<String> {
+        (self.untold > 0).then(|| {
+            format!(
+                "{} keep counting: error chains hold the last 10, and do not tell on which version they were made",
+                count(self.untold, "older attempt")
+            )
+        })
     }
 }
 
-pub(super) async fn run(context: &Context, out: &mut Output, action: Action, act: &Act) -> Result<(), Failure> {
+pub(super) async fn run(
+    context: &Context,
+    out: &mut Output,
+    action: Action,
+    act: &Act,
+    canary: Option<args::Canary>,
+) -> Result<(), Failure> {
     let queue = context.queue(act.task_type.clone());
-    if act.all && !act.yes && !act.dry_run {
+    // A window on one version is no `--all` by mistake; but nothing brings back what was discarded.
+    let broad = act.all || (act.which.since_flip && action == Action::Discard);
+    if broad && !act.yes && !act.dry_run {
         return Err(Failure::Refused(format!(
             "--all means every dead letter that fits; look with --dry-run, then {} them with --yes",
             action.verb()
         )));
     }
-    let store = DeadStore::new(&context.store, &queue);
-    let mut source = Source::open(context, store.clone(), act).await?;
+    let refunded = act.which.version.clone().filter(|_| action.refunds());
+    let store = DeadStore::new(&context.store, &queue).refunding(refunded);
+    let mut source = Source::open(context, store, act, action.refunds()).await?;
     if source.until.is_none() {
         context.require(&queue).await?;
     }
     let missing = source.missing.clone();
     if act.dry_run {
-        preview(out, &queue, action, source).await?;
+        preview::show(out, &queue, action, source).await?;
     } else {
-        let operator = Operator {
-            by: who(act.by.as_deref()),
-            why: act.why.clone().unwrap_or_default(),
-            op: operation_id(),
+        let mut work = Work {
+            context,
+            queue: &queue,
+            action,
+            operator: Operator {
+                by: who(act.by.as_deref()),
+                why: act.why.clone().unwrap_or_default(),
+                op: operation_id(),
+            },
+            pace: Pace::new(act.rate),
+            progress: Progress::new(source.store.count().await?),
+            canary: match canary {
+                Some(canary) => Canary::open(&context.store, &queue, canary).await?,
+                None => None,
+            },
+            outcome: Outcome::of(&queue, action, &source),
         };
-        perform(out, &queue, action, &mut source, &operator, act.rate).await?;
+        let ended = work.all(&mut source).await;
+        report(out, &queue, work.outcome, ended, source.is_list)?;
     }
     if missing.is_empty() {
         return Ok(());
@@ -204,97 +162,6 @@ pub(super) async fn run(context: &Context, out: &mut Output, action: Action, act
         "no dead letters (any more) in {queue}: {}",
         missing.iter().map(|id| plain(id)).collect::<Vec<_>>().join(", ")
     )))
-}
-
-#[derive(Debug, Serialize)]
-struct Preview {
-    queue: String,
-    action: &'static str,
-    dry_run: bool,
-    matching: u64,
-    bytes: u64,
-    refused: Few,
-    missing: Vec<String>,
-    until: Option<String>,
-    groups: Vec<Group>,
-    first: Vec<Named>,
-}
-
-#[derive(Debug, Serialize)]
-struct Group {
-    reason: String,
-    version: String,
-    count: u64,
-}
-
-async fn preview(out: &mut Output, queue: &Queue, action: Action, mut source: Source) -> Result<(), Failure> {
-    let (mut matching, mut refused, mut bytes) = (Few::default(), Few::default(), 0);
-    let mut groups: BTreeMap<(String, String), u64> = BTreeMap::new();
-    while let Some(meant) = source.next().await? {
-        for letter in &meant.letters {
-            if action.refuses(letter) {
-                refused.add(letter);
-                continue;
-            }
-            matching.add(letter);
-            bytes += letter.bytes;
-            *groups
-                .entry((letter.reason.clone(), letter.version.clone()))
-                .or_default() += 1;
-        }
-    }
-    let groups = groups
-        .into_iter()
-        .map(|((reason, version), count)| Group { reason, version, count });
-    let view = Preview {
-        queue: queue.to_string(),
-        action: action.verb(),
-        dry_run: true,
-        matching: matching.count,
-        bytes,
-        missing: source.missing,
-        until: source.until.map(|id| id.to_string()),
-        groups: groups.collect(),
-        first: matching.first,
-        refused,
-    };
-    out.value(&view, |_| {
-        let mut text = format!(
-            "would {} {} of {queue} ({} bytes) · dry run, nothing was changed\n",
-            view.action,
-            count(view.matching, "dead letter"),
-            view.bytes
-        );
-        let rows = view
-            .groups
-            .iter()
-            .map(|g| vec![brief(&g.reason, 24), brief(&g.version, 64), g.count.to_string()]);
-        if !view.groups.is_empty() {
-            text.push('\n');
-            text.push_str(&table(&["REASON", "VERSION", "COUNT"], &["COUNT"], rows));
-            text.push_str("\n\nFIRST\n");
-        }
-        for letter in &view.first {
-            text.push_str(&format!("  {}\n", letter.words()));
-        }
-        text
-    })?;
-    tell_refused(&view.refused);
-    Ok(())
-}
-
-fn tell_refused(refused: &Few) {
-    if refused.count > 0 {
-        warn(format_args!(
-            "{} malformed and stays, for it would only die again (--force): {}",
-            if refused.count == 1 {
-                "1 is".to_owned()
-            } else {
-                format!("{} are", refused.count)
-            },
-            refused.words()
-        ));
-    }
 }
 
 /// How far it came.
@@ -309,48 +176,94 @@ struct Outcome {
     cursor: Option<String>,
     until: Option<String>,
     finished: bool,
+    window: Option<Window>,
+    refund: Option<Refund>,
+    canary: Option<CanaryView>,
 }
 
-async fn perform(
+impl Outcome {
+    fn of(queue: &Queue, action: Action, source: &Source) -> Self {
+        Self {
+            queue: queue.to_string(),
+            action: action.verb(),
+            done: 0,
+            looked_at: 0,
+            refused: Few::default(),
+            missing: source.missing.clone(),
+            cursor: source.after.map(|id| id.to_string()),
+            until: source.until.map(|id| id.to_string()),
+            finished: false,
+            window: source.window.clone(),
+            refund: action.refund(source),
+            canary: None,
+        }
+    }
+
+    fn human(&self) -> String {
+        let waiting = self.refund.as_ref().map_or(0, |refund| refund.waiting);
+        let letters = count(self.done - waiting, "dead letter");
+        let mut text = match self.action {
+            "discard" => {
+                format!("{letters} of {} discarded; nothing of the payloads is kept", self.queue)
+            }
+            _ => format!("{letters} of {} requeued", self.queue),
+        };
+        if let Some(refund) = &self.refund {
+            text.push_str(&format!(
+                ", {} that waited: {} at once; {} on {} given back",
+                count(refund.waiting, "task"),
+                refund.at_once,
+                count(refund.attempts, "attempt"),
+                refund.version
+            ));
+        }
+        text
+    }
+}
+
+/// How acting ended, if no error ended it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Finished,
+    Interrupted,
+    Canary(Verdict),
+}
+
+fn report(
     out: &mut Output,
     queue: &Queue,
-    action: Action,
-    source: &mut Source,
-    operator: &Operator,
-    rate: Option<Rate>,
+    mut outcome: Outcome,
+    ended: Result<End, Failure>,
+    is_list: bool,
 ) -> Result<(), Failure> {
-    let mut outcome = Outcome {
-        queue: queue.to_string(),
-        action: action.verb(),
-        done: 0,
-        looked_at: 0,
-        refused: Few::default(),
-        missing: source.missing.clone(),
-        cursor: source.after.map(|id| id.to_string()),
-        until: source.until.map(|id| id.to_string()),
-        finished: false,
-    };
-    let ended = work(action, source, operator, rate, &mut outcome).await;
-    outcome.finished = matches!(ended, Ok(true));
-    let (done, is_list) = (count(outcome.done, "dead letter"), source.is_list);
-    out.value(&outcome, |_| match action {
-        Action::Requeue { .. } => format!("{done} of {queue} requeued"),
-        Action::Discard => format!("{done} of {queue} discarded; nothing of the payloads is kept"),
-    })?;
+    outcome.finished = matches!(ended, Ok(End::Finished));
+    out.value(&outcome, |_| outcome.human())?;
     tell_refused(&outcome.refused);
+    if let Some(words) = outcome.refund.as_ref().and_then(Refund::untold_words) {
+        tell(words);
+    }
     let go_on = match (&outcome.cursor, &outcome.until) {
         (Some(cursor), Some(until)) if !is_list => {
             format!("go on with the same command and --after {cursor} --until {until}")
         }
         _ => "repeat the command to go on".to_owned(),
     };
+    let canary = outcome.canary.as_ref().map(CanaryView::words).unwrap_or_default();
     match ended {
-        Ok(true) if is_list && outcome.refused.count > 0 => Err(Failure::Refused(format!(
+        Ok(End::Finished) if is_list && outcome.refused.count > 0 => Err(Failure::Refused(format!(
             "malformed, requeue it with --force: {}",
             outcome.refused.words()
         ))),
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Failure::Other(format!("interrupted; {go_on}"))),
+        Ok(End::Finished) => Ok(()),
+        Ok(End::Interrupted) | Ok(End::Canary(Verdict::Interrupted | Verdict::Passed)) => {
+            Err(Failure::Other(format!("interrupted; {go_on}")))
+        }
+        Ok(End::Canary(Verdict::Failed)) => Err(Failure::Refused(format!(
+            "{canary} on {queue}: the others stay where they are; look at why, then {go_on}"
+        ))),
+        Ok(End::Canary(Verdict::TimedOut)) => Err(Failure::NotYet(format!(
+            "{canary} on {queue} within --canary-timeout: the others stay where they are; {go_on}"
+        ))),
         Err(failure) => {
             tell(format_args!("stopped half way; {go_on}"));
             Err(failure)
@@ -358,46 +271,152 @@ async fn perform(
     }
 }
 
-/// Acts until there is nothing left (`true`) or somebody interrupts.
-async fn work(
+/// Acting.
+struct Work<'a> {
+    context: &'a Context,
+    queue: &'a Queue,
     action: Action,
-    source: &mut Source,
-    operator: &Operator,
-    rate: Option<Rate>,
-    outcome: &mut Outcome,
-) -> Result<bool, Failure> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let stop = async {
-        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-    };
-    let mut stop = std::pin::pin!(stop);
-    let store = source.store.clone();
-    let mut progress = Progress::new(store.count().await?);
-    let mut pace = Pace::new(rate);
-    loop {
-        let meant = tokio::select! {
-            biased;
-            () = &mut stop => return Ok(false),
-            meant = source.next() => meant?,
+    operator: Operator,
+    pace: Pace,
+    progress: Progress,
+    /// Those that go first; `None` once they have ended, or when nobody asked for them.
+    canary: Option<Canary>,
+    outcome: Outcome,
+}
+
+impl Work<'_> {
+    /// Acts until there is nothing left, somebody interrupts, or the canary fails.
+    async fn all(&mut self, source: &mut Source) -> Result<End, Failure> {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let stop = async {
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
         };
-        let Some(meant) = meant else { return Ok(true) };
-        let (refused, letters): (Vec<_>, Vec<_>) = meant.letters.into_iter().partition(|letter| action.refuses(letter));
-        for step in steps(&letters, pace.step) {
-            tokio::select! {
+        let mut stop = std::pin::pin!(stop);
+        let store = source.store.clone();
+        loop {
+            let meant = tokio::select! {
                 biased;
-                () = &mut stop => return Ok(false),
-                () = pace.due() => {}
+                () = &mut stop => return Ok(End::Interrupted),
+                meant = source.next() => meant?,
+            };
+            let Some(meant) = meant else { break };
+            let mut todo = match meant.found {
+                Found::Letters(letters) => {
+                    let (refused, letters): (Vec<_>, Vec<_>) =
+                        letters.into_iter().partition(|letter| self.action.refuses(letter));
+                    refused.iter().for_each(|letter| self.outcome.refused.add(letter));
+                    Todo::Letters(letters)
+                }
+                Found::Waiting(tasks) => Todo::Waiting(tasks),
+            };
+            while !todo.is_empty() {
+                tokio::select! {
+                    biased;
+                    () = &mut stop => return Ok(End::Interrupted),
+                    () = self.pace.due() => {}
+                }
+                let most = match &self.canary {
+                    Some(canary) => self.pace.step.min(canary.missing()),
+                    None => self.pace.step,
+                };
+                let n = self.step(&store, &mut todo, most).await?;
+                self.pace.done += n;
+                self.progress.tell(&self.outcome, self.outcome.looked_at + n);
+                if self.canary.as_ref().is_some_and(|canary| canary.missing() == 0)
+                    && let Some(end) = self.wait(&mut stop).await?
+                {
+                    return Ok(end);
+                }
             }
-            outcome.done += act(&store, action, &step, operator).await?;
-            pace.done += step.len() as u64;
-            outcome.cursor = step.last().map(ToString::to_string);
-            progress.tell(outcome, outcome.looked_at + step.len() as u64);
+            self.outcome.looked_at += meant.looked_at;
+            if let Some(end) = meant.end {
+                self.outcome.cursor = Some(end.to_string());
+            }
+            self.progress.tell(&self.outcome, self.outcome.looked_at);
         }
-        refused.iter().for_each(|letter| outcome.refused.add(letter));
-        outcome.looked_at += meant.looked_at;
-        outcome.cursor = Some(meant.end.to_string());
-        progress.tell(outcome, outcome.looked_at);
+        // Fewer than were to go first.
+        if self.canary.as_ref().is_some_and(|canary| !canary.is_empty())
+            && let Some(end) = self.wait(&mut stop).await?
+        {
+            return Ok(end);
+        }
+        Ok(End::Finished)
+    }
+
+    /// One step; says of how many tasks it was.
+    async fn step(&mut self, store: &DeadStore, todo: &mut Todo, most: usize) -> Result<u64, Failure> {
+        match todo {
+            Todo::Letters(letters) => {
+                let step = steps(letters, most).into_iter().next().unwrap_or_default();
+                self.outcome.done += act(store, self.action, &step, &self.operator).await?;
+                self.outcome.cursor = step.last().map(ToString::to_string);
+                let letters = letters.drain(..step.len());
+                for letter in letters {
+                    if let Some(refund) = &mut self.outcome.refund {
+                        refund.letter(&letter);
+                    }
+                    if let Some(canary) = &mut self.canary {
+                        canary.add([store.task_of(&letter)]);
+                    }
+                }
+                Ok(step.len() as u64)
+            }
+            Todo::Waiting(tasks) => {
+                let mut bytes = 0;
+                let fits = tasks.iter().take(most.clamp(1, STEP_ENTRIES)).take_while(|task| {
+                    bytes += task.bytes;
+                    bytes <= STEP_BYTES
+                });
+                let n = fits.count().max(1);
+                let step: Vec<Waiting> = tasks.drain(..n).collect();
+                let given = give_back(store, &step, &self.operator).await?;
+                self.outcome.done += given.len() as u64;
+                for task in &given {
+                    if let Some(refund) = &mut self.outcome.refund {
+                        refund.waiting(task);
+                    }
+                }
+                if let Some(canary) = &mut self.canary {
+                    // One that keeps its time may not end for long.
+                    canary.add(given.iter().filter(|task| task.at_once).map(|task| task.task.clone()));
+                }
+                Ok(n as u64)
+            }
+        }
+    }
+
+    /// Waits for the canary; `Some`: that ended it.
+    async fn wait(&mut self, stop: &mut (impl Future<Output = ()> + Unpin)) -> Result<Option<End>, Failure> {
+        let Some(mut canary) = self.canary.take() else {
+            return Ok(None);
+        };
+        let verdict = tokio::select! {
+            biased;
+            () = stop => Verdict::Interrupted,
+            verdict = canary.watch(&self.context.store, self.queue) => verdict?,
+        };
+        let view = canary.view(verdict);
+        tell(view.words());
+        self.outcome.canary = Some(view);
+        // What was saved up while waiting is not for a burst.
+        self.pace.restart();
+        Ok((verdict != Verdict::Passed).then_some(End::Canary(verdict)))
+    }
+}
+
+/// What is left of a page.
+enum Todo {
+    Letters(Vec<DeadLetter>),
+    Waiting(Vec<Waiting>),
+}
+
+impl Todo {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Letters(letters) => letters.is_empty(),
+            Self::Waiting(tasks) => tasks.is_empty(),
+        }
     }
 }
 
@@ -415,6 +434,34 @@ async fn act(store: &DeadStore, action: Action, step: &[StreamId], operator: &Op
         }
         other => other,
     }
+}
+
+/// One step of tasks that wait, likewise. Gives those that it was about.
+async fn give_back(store: &DeadStore, step: &[Waiting], operator: &Operator) -> Result<Vec<Waiting>, StoreError> {
+    let mut ids: Vec<String> = step.iter().map(|task| task.task.clone()).collect();
+    let mut given = Vec::new();
+    while !ids.is_empty() {
+        let looked = match store.refund_waiting(&ids, operator).await {
+            Err(e) if e.is_outcome_unknown() => {
+                tell(format_args!("{e}; asking again"));
+                let again = store.refund_waiting(&ids, operator).await?;
+                // Whichever of the two it was: what was found before has been given back.
+                given.extend(
+                    step.iter()
+                        .filter(|task| ids[..again.dealt.min(ids.len())].contains(&task.task))
+                        .cloned(),
+                );
+                again.dealt
+            }
+            other => {
+                let looked = other?;
+                given.extend(looked.tasks);
+                looked.dealt
+            }
+        };
+        ids.drain(..looked.clamp(1, ids.len()));
+    }
+    Ok(given)
 }
 
 /// No faster than the rate.
@@ -442,6 +489,10 @@ impl Pace {
             began: Instant::now(),
             done: 0,
         }
+    }
+
+    fn restart(&mut self) {
+        (self.began, self.done) = (Instant::now(), 0);
     }
 
     /// Passes when the next step may be made.

@@ -29,7 +29,8 @@ local function number(fields, name) return tonumber(value_of(fields, name) or ''
 -- One stream without a group (a lane deleted by hand) must not keep the others from being recovered.
 local ok, pending = pcall(redis.call, 'XPENDING', source, 'workers', '-', '+', most, session)
 if not ok then return { 'moved', 0, 0, 0 } end
-local bytes, recovered, poison = 0, {}, {}
+-- Where a lost attempt ran is computed again, from the gate's history: since when the session held it, and its key.
+local bytes, recovered, poison = 0, { tasks = {}, held = {}, keys = {} }, { tasks = {}, held = {}, keys = {} }
 for _, p in ipairs(pending) do
   local id = p[1]
   local entry = redis.call('XRANGE', source, id, id)[1]
@@ -55,19 +56,21 @@ for _, p in ipairs(pending) do
     add(target, fields) -- before the acknowledgement: a write that fails leaves the entry pending
     bytes = bytes + size(fields)
     evidence = value_of(fields, 'id') .. '=' .. id
+    local key = value_of(fields, 'key')
+    if key and #key <= 256 then list.keys[id] = key end
   end
-  list[#list + 1] = evidence
+  list.tasks[#list.tasks + 1], list.held[#list.held + 1] = evidence, string.format('%.0f', p[3])
   redis.call('XACK', source, 'workers', id)
   if entry then redis.call('XDEL', source, id) end
   if bytes > most_bytes then break end
 end
 for _, written in ipairs({ { 'recovered', recovered }, { 'poison', poison } }) do
   local list = written[2]
-  if #list > 0 then
+  if #list.tasks > 0 then
     redis.call('XADD', log, '*', 'kind', written[1], 'session', session, 'by', ARGV[2], 'at', at, 'stream', source,
-      'tasks', table.concat(list, ' '))
+      'tasks', table.concat(list.tasks, ' '), 'held', table.concat(list.held, ' '), 'keys', cjson.encode(list.keys))
   end
 end
 local more = #redis.call('XPENDING', source, 'workers', '-', '+', 1, session)
 if more == 0 then redis.call('XGROUP', 'DELCONSUMER', source, 'workers', session) end
-return { 'moved', #recovered + #poison, #poison, more }
+return { 'moved', #recovered.tasks + #poison.tasks, #poison.tasks, more }
