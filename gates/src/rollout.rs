@@ -14,7 +14,7 @@ use crate::{
 };
 
 pub use mark::{RolledBack, build_of, mark, rolled_back};
-pub use plan::{Setting, abort, maker, pause, plan, promote, resume, start};
+pub use plan::{Setting, abort, bury, maker, pause, plan, promote, resume, start};
 pub use record::{InvalidRecord, MAX_BLOCKS, Record, Status, block_us, counts};
 pub use spec::{Inflight, InvalidSpec, Spec, StepSpec};
 
