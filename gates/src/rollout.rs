@@ -1,6 +1,6 @@
 //! Rollouts: a candidate goes up step by step as long as the guard has nothing against it. Pure.
 //!
-//! Whoever drives one looks, [`Record::observe`]s what was counted, asks [`next`] what to do, and writes the [`plan`] in one
+//! Whoever drives one looks, [`Record::observe`]s what was counted, asks [`next`] what to do, and writes the [`plan()`] in one
 //! script call. It keeps nothing between looks: any worker can go on where another died.
 
 mod mark;
