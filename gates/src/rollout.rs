@@ -1,6 +1,6 @@
 //! Rollouts: a candidate goes up step by step as long as the guard has nothing against it. Pure.
 //!
-//! Whoever drives one looks, [`Record::observe`]s what was counted, asks [`next`] what to do, and writes the [`plan`] in one
+//! Whoever drives one looks, [`Record::observe`]s what was counted, asks [`next`] what to do, and writes the [`plan()`] in one
 //! script call. It keeps nothing between looks: any worker can go on where another died.
 
 mod mark;
@@ -14,7 +14,7 @@ use crate::{
 };
 
 pub use mark::{RolledBack, build_of, mark, rolled_back};
-pub use plan::{Setting, abort, maker, pause, plan, promote, resume, start};
+pub use plan::{Setting, abort, bury, maker, pause, plan, promote, resume, start};
 pub use record::{InvalidRecord, MAX_BLOCKS, Record, Status, block_us, counts};
 pub use spec::{Inflight, InvalidSpec, Spec, StepSpec};
 

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use switchback_common::store::rollout::{RolloutStore, Stepped};
 use switchback_gates::rollout::{Action, Record, Setting, plan};
 
-use crate::cli::{Mail, NOT_FOUND, OK, REFUSED, USAGE};
+use crate::cli::{FAILED, Mail, NOT_FOUND, OK, REFUSED, USAGE};
 
 const START: &str = "rollout start mail --to v2";
 
@@ -120,6 +120,28 @@ async fn abort_may_keep_the_gate() {
         .exits(OK)
         .tells("the gate stays as it is");
     assert_eq!(mail.gate()["candidate"], "v2");
+}
+
+// P8: what nobody can read changes nothing, is said, and can be ended.
+#[tokio::test]
+async fn a_record_that_was_edited_by_hand_is_ended() {
+    let mail = Mail::with_worker().await;
+    mail.shell.run(START).exits(OK);
+    mail.server
+        .cli(&["HSET", "sb:rollout:{shop:mail}", "spec", "{oops"])
+        .await;
+    mail.shell
+        .run("rollout status mail")
+        .exits(FAILED)
+        .tells("rollout abort --keep");
+    mail.shell.run("gate show mail").exits(OK);
+    mail.shell
+        .run("rollout abort mail --keep")
+        .exits(OK)
+        .tells("could not be read");
+    assert_eq!(mail.gate()["candidate"], "v2");
+    mail.server.cli(&["HDEL", "sb:rollout:{shop:mail}", "spec"]).await;
+    mail.shell.run(&format!("{START} --force")).exits(OK);
 }
 
 #[tokio::test]

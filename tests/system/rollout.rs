@@ -537,6 +537,51 @@ impl Pools {
     }
 }
 
+// A process that dies says nothing of the attempts that it takes along: whoever has them next counts them as lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn attempts_that_died_with_their_process_are_counted() {
+    let mut pools = Pools::new(1).await;
+    begin(&pools.fixture, QUICK).await;
+    let stream = "sb:stream:{test:probe}";
+    for n in 0..20 {
+        pools
+            .fixture
+            .raw(&[
+                "XADD",
+                stream,
+                "*",
+                "payload",
+                &format!("{{\"n\":{n},\"work_ms\":2000}}"),
+            ])
+            .await;
+    }
+    eventually("they run", patience(LONG), async || pools.all[0].1.starts().len() == 20).await;
+    pools.add().await;
+    let (first, _witness) = pools.all.remove(0);
+    first.kill9();
+    let record = eventually("all are counted", patience(LONG), async || {
+        let record = record(&pools.fixture).await;
+        let lost = record.totals.active.lost + record.totals.candidate.lost;
+        if lost >= 20 {
+            Ok(record)
+        } else {
+            Err(format!("{:?}", record.totals))
+        }
+    })
+    .await;
+    let lost = record.totals.active.lost + record.totals.candidate.lost;
+    assert_eq!(lost, 20, "each once");
+    let redis::Value::Array(blocks) = pools.fixture.raw(&["KEYS", "sb:block:{test:probe}:*"]).await else {
+        panic!()
+    };
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        let block: String = redis::from_redis_value(block).unwrap();
+        let ttl: i64 = redis::from_redis_value(pools.fixture.raw(&["TTL", &block]).await).unwrap();
+        assert!((1..=7_200).contains(&ttl), "{block}: {ttl}");
+    }
+}
+
 // Whoever drives is killed, again and again, at moments that nobody chose; the rollout goes on from where it was.
 #[tokio::test(flavor = "multi_thread")]
 async fn drivers_are_killed_and_others_go_on() {

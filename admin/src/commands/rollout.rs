@@ -8,6 +8,7 @@ use switchback_common::{
     Queue, Version,
     config::read_toml,
     store::{
+        keyspace::Key,
         rollout::{RolloutStore, Step, Stepped},
         session::SessionInfo,
     },
@@ -62,6 +63,11 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: RolloutVerb) 
                 })
                 .await
         }
+        RolloutVerb::Abort {
+            task_type,
+            keep: true,
+            change,
+        } if look(context, &context.queue(task_type.clone())).await.is_err() => on(task_type).bury(&change).await,
         RolloutVerb::Abort {
             task_type,
             keep,
@@ -418,6 +424,29 @@ impl On<'_> {
             }
         }
         Err(self.refused(Stepped::Stale))
+    }
+
+    /// Ends what nobody can read.
+    async fn bury(&self, change: &Change) -> Result<(), Failure> {
+        let shown = self.shown().await?;
+        self.check_rev(change, &shown)?;
+        let (fields, now_us) = self.store().read().await?;
+        let setting = self.setting(change, shown.rev, now_us, &operation_id());
+        let step = rollout::bury(&fields, &setting);
+        if !change.dry_run {
+            match self.step(&step).await? {
+                Stepped::Yes { .. } => {}
+                Stepped::Stale => {
+                    let key = self.context.keyspace().render(&Key::Rollout(self.queue.clone()));
+                    return Err(Failure::Refused(format!(
+                        "the record has neither id nor serial left; remove it: DEL {key}"
+                    )));
+                }
+                other => return Err(self.refused(other)),
+            }
+        }
+        tell(format_args!("{}: {}", self.queue.task_type, step.text));
+        Ok(())
     }
 
     /// The record with what was counted until now.

@@ -1,10 +1,10 @@
 //! What a rollback leaves on the entry of a version: it is not tried again by itself. Pure.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 
 /// That a version was rolled back by the guard.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RolledBack {
     /// When, µs of Redis's clock.
     pub at_us: u64,
@@ -13,7 +13,6 @@ pub struct RolledBack {
     /// Why.
     pub why: String,
     /// The build that it was then.
-    #[serde(default)]
     pub build: String,
 }
 
@@ -29,7 +28,20 @@ pub fn build_of(entry: &str) -> String {
 #[must_use]
 pub fn rolled_back(entry: &str) -> Option<RolledBack> {
     let found: Value = serde_json::from_str(entry).ok()?;
-    let back: RolledBack = serde_json::from_value(found.get("rolled_back")?.clone()).ok()?;
+    let back = found.get("rolled_back").filter(|back| back.is_object())?;
+    let text = |name| back.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    // Scripts that write an entry anew make text of large numbers.
+    let number = |name| match back.get(name) {
+        Some(Value::String(text)) => text.parse().unwrap_or(0),
+        Some(value) => value.as_u64().unwrap_or(0),
+        None => 0,
+    };
+    let back = RolledBack {
+        at_us: number("at_us"),
+        rev: number("rev"),
+        why: text("why"),
+        build: text("build"),
+    };
     (back.build == build_of(entry)).then_some(back)
 }
 
@@ -91,6 +103,8 @@ mod tests {
             assert_eq!(rolled_back(&again).unwrap().rev, 8);
         }
         assert_eq!(rolled_back(r#"{"build":"b"}"#), None);
+        let rewritten = r#"{"build":"b","rolled_back":{"at_us":"1790000000000123","rev":7,"why":"w","build":"b"}}"#;
+        assert_eq!(rolled_back(rewritten).unwrap().at_us, 1_790_000_000_000_123);
     }
 
     #[test]

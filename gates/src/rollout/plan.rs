@@ -3,8 +3,10 @@
 use serde_json::json;
 use switchback_common::{
     SessionId, Version,
+    envelope::Fields,
     store::{
         gate::HistoryEntry,
+        reply::field_number,
         rollout::{Mark, Onto, Step},
     },
 };
@@ -317,6 +319,32 @@ fn by(setting: &Setting) -> String {
         out.push_str(&format!(" ({})", setting.why));
     }
     out
+}
+
+/// Ends a rollout whose record nobody can read; the gate stays as it is.
+#[must_use]
+pub fn bury(fields: &Fields, setting: &Setting) -> Step {
+    let text = format!(
+        "aborted{}: its record could not be read; the gate stays as it is",
+        by(setting)
+    );
+    Step {
+        onto: Onto::Rollout {
+            id: field_number(fields, "id"),
+            serial: field_number(fields, "serial"),
+        },
+        if_rev: Some(setting.rev),
+        driver: None,
+        source: "rollout".to_owned(),
+        by: setting.by.clone(),
+        why: setting.why.clone(),
+        op: setting.op.clone(),
+        text: text.clone(),
+        evidence: String::new(),
+        mark: None,
+        gate: Vec::new(),
+        record: vec![("status", Status::Aborted.as_str().to_owned()), ("reason", text)],
+    }
 }
 
 /// Who made a revision, in words.

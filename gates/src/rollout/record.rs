@@ -144,7 +144,7 @@ pub struct Record {
 /// A record that makes no sense: only scripts write it, so somebody else did.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the rollout's record has an invalid {field} ({problem}); was it edited by hand? `switchback rollout abort` ends it"
+    "the rollout's record has an invalid {field} ({problem}); was it edited by hand? `switchback rollout abort --keep` ends it"
 )]
 pub struct InvalidRecord {
     /// The field.

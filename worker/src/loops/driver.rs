@@ -16,7 +16,7 @@ use switchback_common::{
 };
 use switchback_gates::{
     Gate,
-    rollout::{self, Action, Look, MAX_BLOCKS, Record, Setting, counts, next, plan},
+    rollout::{self, Action, Look, MAX_BLOCKS, Record, Setting, Status, counts, next, plan},
 };
 
 use crate::session::Session;
@@ -57,6 +57,8 @@ pub(crate) async fn run(session: Arc<Session>) {
         let wait = match session.blocks.rollout() {
             // A queue without a rollout pays nothing.
             0 => {
+                // Once more: it may have ended while we began to count.
+                session.blocks.stop();
                 driver.counted = 0;
                 Duration::MAX
             }
@@ -85,7 +87,8 @@ impl Driver {
     }
 
     async fn tick(&mut self, id: u64) -> Result<Duration, StoreError> {
-        if self.counted != id {
+        // Reads may overtake each other, and an older one say that nothing runs.
+        if self.counted != id || !self.session.blocks.is_on() {
             let Some((record, _)) = self.record().await? else {
                 return Ok(TRY_EVERY);
             };
@@ -224,8 +227,11 @@ impl Driver {
             Stepped::Refused { field, reason } => {
                 let reason = format!("the gate refused {field} ({reason})");
                 let hold = plan(record, &Action::Hold { reason: reason.clone() }, &setting);
-                if !matches!(action, Action::Hold { .. }) && record.reason != reason {
-                    tracing::error!(queue.name = %queue, "rollout of {to}: {reason}");
+                if self.grumbled != reason {
+                    tracing::error!(queue.name = %queue, "rollout of {to}: {reason}; wanted: {}", step.text);
+                    self.grumbled.clone_from(&reason);
+                }
+                if record.status != Status::Watching && record.reason != reason {
                     self.store.step(&hold).await?;
                 }
                 Ok(false)

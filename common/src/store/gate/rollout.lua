@@ -48,7 +48,7 @@ if fields > 0 then
     return answer('would', judged, '0', '0')
   end
   new = write(cur, judged, gate_hash(), { source = source, by = string.sub(ARGV[7], 1, 64), why = string.sub(ARGV[8], 1, 500),
-    op = op, dropped = dropped, inflight = want.inflight })
+    op = op, dropped = dropped })
 end
 local serial, id = tostring((tonumber(now.serial or '0') or 0) + 1), now.id
 if act == 'start' then
