@@ -177,7 +177,9 @@ async fn ask(
             return Ok(Answer::None(match asked {
                 None => "somebody else is asking workers of this queue; repeat it".to_owned(),
                 Some(_) => {
-                    format!("none of its live workers answered within {listen:?} (a release before 0.2 does not)")
+                    format!(
+                        "none of its live workers answered within {listen:?} (workers of an older release never do)"
+                    )
                 }
             }));
         }

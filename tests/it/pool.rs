@@ -58,6 +58,7 @@ async fn a_pool_indexes_and_stops_cleanly_on_sigterm() {
         handlers = ["index_document@v1", "index_document@v2"]
         concurrency = 4
         build = "test"
+        allow_another_build = true
         lease_ms = 5000
         grace_s = 5
         timeout_s = 10
@@ -258,4 +259,35 @@ fn loading() -> String {
         }
     });
     url
+}
+
+#[tokio::test]
+async fn the_environment_lets_another_build_in() {
+    let server = RedisServer::start().await;
+    let record = || async {
+        let Value::BulkString(json) = server.cli(&["HGET", "sb:versions:{shelf:index_document}", "v1"]).await else {
+            return json!(null);
+        };
+        serde_json::from_slice::<serde_json::Value>(&json).unwrap()["builds"].clone()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let pool = |build: &str| {
+        let pool = format!("handlers = [\"index_document@v1\"]\nbuild = {build:?}\nallow_another_build = false");
+        file("shelf", &server.url(), &pool, dir.path())
+    };
+    let first = start(&dir, &pool("b1"), &[], &[], "info");
+    first.wait_line("session begun").await;
+    let refused = start(&dir, &pool("b2"), &[], &[], "info");
+    let line = refused.wait_line("v1 is known as build").await;
+    assert!(line.contains("b1") && line.contains("b2"), "{line}");
+    // It waits for a person, and ends when it is told to.
+    refused.term();
+    assert_eq!(refused.wait().await.code(), Some(0));
+    let allow = "SWITCHBACK_ALLOW_ANOTHER_BUILD";
+    let wrong = start(&dir, &pool("b2"), &[], &[(allow, "perhaps")], "error");
+    assert_eq!(wrong.wait().await.code(), Some(2));
+    assert!(wrong.lines()[0].contains(allow), "{:?}", wrong.lines());
+    let allowed = start(&dir, &pool("b2"), &[], &[(allow, "true")], "info");
+    allowed.wait_line("session begun").await;
+    assert_eq!(record().await, json!(["b1", "b2"]));
 }

@@ -353,7 +353,7 @@ impl Fleet {
             list.iter().filter(|s| s.rev.is_some()).count()
         };
         let before = published().await;
-        let config = WorkerConfig::new(ConnectOptions::new(&mail.server.url()), mail.queue.namespace.clone());
+        let config = WorkerConfig::new(ConnectOptions::new(mail.server.url()), mail.queue.namespace.clone());
         let worker = Worker::builder(config).task::<T>(describe);
         self.0.spawn(worker.run_until(CancellationToken::new()));
         eventually("the worker has joined", patience(LONG), async || {
