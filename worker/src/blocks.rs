@@ -196,6 +196,8 @@ mod tests {
             took: Duration::from_millis(3),
             rev: 1,
             read_us: 1,
+            enqueued_at_ms: 1,
+            back: 0,
         }
     }
 
