@@ -17,6 +17,7 @@ pub mod keyspace;
 pub mod limits;
 pub mod log;
 pub mod moves;
+pub mod notes;
 pub mod push;
 pub mod reply;
 pub mod results;

@@ -182,7 +182,7 @@ async fn targets_and_headers_from_the_command_line() {
         .says("v1, 1 target")
         .says("TARGETS   plan:beta=v1")
         .says("all + targets");
-    mail.shell.run("gate history mail").exits(OK).says("1 target");
+    mail.shell.run("gate history mail").exits(OK).says("targets +plan:beta=v1");
     mail.shell
         .run("gate set mail targets=plan:beta=v9")
         .exits(REFUSED)

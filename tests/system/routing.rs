@@ -46,13 +46,13 @@ async fn redis_computes_the_same_buckets() {
 
 /// A task of these tests: its number says its key and its headers.
 fn key_of(n: u64) -> Option<String> {
-    (n % 3 != 0).then(|| format!("cust-{}", n % 50))
+    (!n.is_multiple_of(3)).then(|| format!("cust-{}", n % 50))
 }
 
 fn headers_of(n: u64) -> BTreeMap<String, String> {
     let plan = ["alpha", "beta", "gamma", "beta2"][usize::try_from(n % 7 % 4).unwrap()];
     let mut headers = BTreeMap::from([("plan".to_owned(), plan.to_owned())]);
-    if n % 11 == 0 {
+    if n.is_multiple_of(11) {
         headers.insert("region".to_owned(), "eu".to_owned());
     }
     headers

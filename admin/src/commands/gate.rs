@@ -1,6 +1,7 @@
-//! `gate show | set | rollback | pause | resume | history`: one file per verb that is more than a few lines.
+//! `gate show | set | rollback | pause | resume | revert | history`: one file per verb that is more than a few lines.
 
-mod history;
+pub(crate) mod history;
+mod revert;
 mod rollback;
 mod set;
 mod show;
@@ -14,7 +15,11 @@ use crate::{args::GateVerb, context::Context, exit::Failure, output::Output};
 
 pub(crate) async fn run(context: &Context, out: &mut Output, verb: GateVerb) -> Result<(), Failure> {
     match verb {
-        GateVerb::Show { task_type } => show::show(context, out, context.queue(task_type)).await,
+        GateVerb::Show { task_type, at: None } => show::show(context, out, context.queue(task_type)).await,
+        GateVerb::Show {
+            task_type,
+            at: Some(at),
+        } => show::show_at(context, out, &context.queue(task_type), at).await,
         GateVerb::Set {
             task_type,
             fields,
@@ -35,8 +40,14 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: GateVerb) -> 
             refuse_at_dead_limit(context, &queue).await?;
             set::pause(context, out, &queue, "0", &change).await
         }
-        GateVerb::History { task_type, limit } => {
-            history::history(context, out, &context.queue(task_type), limit).await
+        GateVerb::Revert {
+            task_type,
+            to_rev,
+            force,
+            change,
+        } => revert::revert(context, out, &context.queue(task_type), to_rev, force, change).await,
+        GateVerb::History { task_type, filter } => {
+            history::history(context, out, &context.queue(task_type), &filter).await
         }
     }
 }

@@ -52,6 +52,7 @@ scripts! {
     KEY_RATES = include_str!("throttle/keys.lua");
     CANCEL = ALLOW_OOM, ENTRY, include_str!("cancel/cancel.lua");
     ABSENCE = include_str!("absence/note.lua");
+    NOTES_PAGE = include_str!("notes/page.lua");
     PROGRESS = include_str!("results/progress.lua");
 }
 
