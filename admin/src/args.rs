@@ -6,9 +6,11 @@ mod dead;
 mod enqueue;
 mod gate;
 mod limits;
+mod log;
 mod rollout;
 mod schedule;
 mod version;
+mod when;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -19,11 +21,13 @@ pub(crate) use self::blast::{Asked, BlastArgs, Pick};
 pub(crate) use self::config::{ApplyOptions, ConfigVerb, DocumentSource};
 pub(crate) use self::dead::{Act, Canary, DeadVerb, Rate, Which};
 pub(crate) use self::enqueue::{EnqueueOptions, IfTaken, PayloadSource};
-pub(crate) use self::gate::{Change, GateVerb, InFlight};
+pub(crate) use self::gate::{Change, GateVerb, HistoryFilter, InFlight};
 pub(crate) use self::limits::LimitEdits;
+pub(crate) use self::log::{LOG_JSON, LogFilter};
 pub(crate) use self::rollout::{RolloutVerb, StartArgs};
 pub(crate) use self::schedule::{Remark, ScheduleVerb};
 pub(crate) use self::version::{VersionChange, VersionVerb};
+pub(crate) use self::when::When;
 use crate::{output::Format, text::duration};
 
 const EXIT_CODES: &str = "\
@@ -139,6 +143,17 @@ problems: what in the hash makes no sense and so does not count; problem: that o
         task_type: TaskType,
         #[command(flatten)]
         edits: LimitEdits,
+    },
+    /// What people, rollouts and workers did to one queue, newest first: changes of its gate, limits and schedules, dead
+    /// letters requeued and discarded, cancellations, rollouts, alerts.
+    ///
+    /// The everyday of workers (joined, left, reaping, recovered, scheduled, settled) is shown when asked for: --kind.
+    #[command(after_long_help = LOG_JSON)]
+    Log {
+        #[arg(value_name = "TYPE")]
+        task_type: TaskType,
+        #[command(flatten)]
+        filter: LogFilter,
     },
 }
 

@@ -268,17 +268,25 @@ async fn confirm(
 }
 
 /// Says who will not obey a policy because its release does not know any.
-pub(crate) async fn warn_of_older_releases(context: &Context, queue: &Queue, inflight: InFlight) -> Option<String> {
-    if inflight == InFlight::Finish {
-        return None;
-    }
+pub(crate) async fn warn_of_older_releases(
+    context: &Context,
+    queue: &Queue,
+    fields: &[(&'static str, String)],
+) -> Option<String> {
+    let asks = |name: &str| fields.iter().any(|(field, value)| *field == name && !value.is_empty());
+    // Targets make a state that an older release cannot read, and that is the louder of the two.
+    let what = match (asks("targets"), asks("inflight")) {
+        (true, _) => "it starts nothing while there are targets",
+        (_, true) => "what runs there finishes, and its results count",
+        _ => return None,
+    };
     let live = context.gates.live_sessions(queue).await.ok()?;
     let older: Vec<String> = live.iter().filter(|s| !s.knows_inflight).map(whereabouts).collect();
     if older.is_empty() {
         return None;
     }
     let text = format!(
-        "{} of {} of an older release: what runs there finishes, and its results count: {}",
+        "{} of {} of an older release: {what}: {}",
         older.len(),
         count(live.len(), "live worker"),
         older.join(", ")

@@ -19,6 +19,7 @@ pub mod keyspace;
 pub mod limits;
 pub mod log;
 pub mod moves;
+pub mod notes;
 pub mod policy;
 pub mod probe;
 pub mod push;

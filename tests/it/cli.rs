@@ -215,7 +215,7 @@ async fn a_ramp_is_rolled_back_in_one_step() {
     assert_eq!(history.as_array().unwrap().len(), 3, "one revision per change");
     let table = mail.shell.run("gate history mail --limit 2").exits(OK);
     let table = table
-        .says("v1, v2 at 25 % -> v1 only")
+        .says("candidate v2 at 25 % -> none")
         .says("bounces doubled")
         .says("now");
     assert_eq!(table.stdout.lines().count(), 3, "{table:?}");

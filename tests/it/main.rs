@@ -1,6 +1,7 @@
 //! The system as a whole, from outside.
 
 mod architecture;
+mod audit;
 mod blast;
 mod cancel;
 mod cli;

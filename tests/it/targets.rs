@@ -182,12 +182,25 @@ async fn targets_and_headers_from_the_command_line() {
         .says("v1, 1 target")
         .says("TARGETS   plan:beta=v1")
         .says("all + targets");
-    mail.shell.run("gate history mail").exits(OK).says("1 target");
+    mail.shell
+        .run("gate history mail")
+        .exits(OK)
+        .says("targets +plan:beta=v1");
     mail.shell
         .run("gate set mail targets=plan:beta=v9")
         .exits(REFUSED)
         .tells("unknown version v9");
 
+    // A target to a version that nobody has would only park tasks.
+    mail.join_and_leave(&["v3"]).await;
+    mail.shell
+        .run("gate set mail targets=plan:beta=v3")
+        .exits(REFUSED)
+        .tells("v3");
+    let forced = mail.shell.run("gate set mail targets=plan:beta=v3 --force").exits(OK);
+    assert!(forced.stdout.contains("1 targeted"), "{forced:?}");
+    let hints = mail.shell.json("queue show mail")["hints"].to_string();
+    assert!(hints.contains("no_worker_for_version"), "{hints}");
     let enqueue = "task enqueue mail --payload 1 -o json";
     let task = mail
         .shell

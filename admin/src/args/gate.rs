@@ -6,7 +6,10 @@ use clap::{Args, Subcommand};
 use switchback_common::{TaskType, Version};
 use switchback_gates::Share;
 
-use super::blast::{BLAST_HELP, BlastArgs};
+use super::{
+    When,
+    blast::{BLAST_HELP, BlastArgs},
+};
 use crate::text::duration;
 
 #[derive(Debug, Subcommand)]
@@ -16,10 +19,16 @@ pub(crate) enum GateVerb {
 JSON: {queue, namespace, task_type, rev, gate: {active, candidate|null, percent, pins: {key: version},
   targets: {HEADER:VALUE: version}, paused}, changed: {at, at_us, by, why, source, inflight: finish|cancel|revoke}|null,
   versions: [{version, routed, live_workers, running}],
-  live_workers, confirmed, hints: [{level: critical|warning|info, code, text}]}")]
+  live_workers, confirmed, hints: [{level: critical|warning|info, code, text}]}
+with --at: {queue, namespace, task_type, at, at_us, rev, gate, changed, until: {rev, changed}|null}
+until: the revision that took its place; null if it is in force still.")]
     Show {
         #[arg(value_name = "TYPE")]
         task_type: TaskType,
+        /// The gate that was in force then: a time (2026-12-24T18:00:00Z), or how long ago (2h). Exits with 4 when the history
+        /// does not reach so far back.
+        #[arg(long, value_name = "TIME")]
+        at: Option<When>,
     },
     /// Change fields of the gate in one revision.
     ///
@@ -107,17 +116,57 @@ malformed: not JSON, which no version can read. left_out: tasks too large for th
     /// Reads the queue's log and the gate's history; changes nothing.
     #[command(after_long_help = BLAST_HELP)]
     Blast(BlastArgs),
+    /// Write the gate of an earlier revision again, as a new revision.
+    ///
+    /// All of it: active, candidate, percent, pins, targets, and whether it is paused. Refused when it names a version that
+    /// is not known any more, and, without --force, when no live worker has one of them. Exits with 4 when the history does
+    /// not keep that revision.
+    #[command(after_long_help = CHANGE_JSON)]
+    Revert {
+        #[arg(value_name = "TYPE")]
+        task_type: TaskType,
+        /// The revision whose gate is to be in force again.
+        #[arg(long, value_name = "N")]
+        to_rev: u64,
+        /// Obey even if no live worker has a version of it: its tasks wait until one joins.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        change: Change,
+    },
     /// Every revision, newest first: what, who, why; refused and partly dropped edits too.
     #[command(after_long_help = "\
-JSON: [{entry, kind: change|refused|note|restored, rev, at, at_us, source, by, why,
-  before: gate|null, after: gate|null, dropped: {field: value}|null, refused: {field: problem}|null}]")]
+JSON: [{entry, kind: change|refused|note|restored, rev, at, at_us, source, by, why, op|null, forced|null,
+  inflight: finish|cancel|revoke, changes: [text], before: gate|null, after: gate|null,
+  dropped: {field: value}|null, refused: {field: problem}|null}]
+source: cli, redis-cli (by hand), guard, rollout, config, seed (the first worker), limit and regress (workers held the queue).
+op: the request that made it. forced: the objections that --force passed over. changes: what is different, field by field.")]
     History {
         #[arg(value_name = "TYPE")]
         task_type: TaskType,
-        /// Most entries to show.
-        #[arg(long, default_value_t = 20, value_name = "N")]
-        limit: usize,
+        #[command(flatten)]
+        filter: HistoryFilter,
     },
+}
+
+/// Which revisions.
+#[derive(Debug, Args)]
+pub(crate) struct HistoryFilter {
+    /// Most entries to show.
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    pub(crate) limit: usize,
+    /// From when on: a time (2026-12-24T18:00:00Z), or how long ago (2h).
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<When>,
+    /// Until when.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) until: Option<When>,
+    /// Only what speaks of this revision.
+    #[arg(long, value_name = "N")]
+    pub(crate) rev: Option<u64>,
+    /// Only what came from there, e.g. redis-cli.
+    #[arg(long, value_name = "SOURCE")]
+    pub(crate) source: Option<String>,
 }
 
 const CHANGE_JSON: &str = "\

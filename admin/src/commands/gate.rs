@@ -1,8 +1,10 @@
-//! `gate show | set | check | rollback | pause | resume | history | blast`: one file per verb that is more than a few lines.
+//! `gate show | set | check | rollback | pause | resume | revert | history | blast`: one file per verb that is more than a
+//! few lines.
 
 mod blast;
 mod check;
-mod history;
+pub(crate) mod history;
+mod revert;
 mod rollback;
 mod set;
 mod show;
@@ -17,7 +19,11 @@ use crate::{args::GateVerb, context::Context, exit::Failure, output::Output};
 
 pub(crate) async fn run(context: &Context, out: &mut Output, verb: GateVerb) -> Result<(), Failure> {
     match verb {
-        GateVerb::Show { task_type } => show::show(context, out, context.queue(task_type)).await,
+        GateVerb::Show { task_type, at: None } => show::show(context, out, context.queue(task_type)).await,
+        GateVerb::Show {
+            task_type,
+            at: Some(at),
+        } => show::show_at(context, out, &context.queue(task_type), at).await,
         GateVerb::Set {
             task_type,
             fields,
@@ -54,8 +60,14 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: GateVerb) -> 
             refuse_at_dead_limit(context, &queue).await?;
             set::pause(context, out, &queue, "0", &change).await
         }
-        GateVerb::History { task_type, limit } => {
-            history::history(context, out, &context.queue(task_type), limit).await
+        GateVerb::Revert {
+            task_type,
+            to_rev,
+            force,
+            change,
+        } => revert::revert(context, out, &context.queue(task_type), to_rev, force, change).await,
+        GateVerb::History { task_type, filter } => {
+            history::history(context, out, &context.queue(task_type), &filter).await
         }
         GateVerb::Blast(args) => blast::run(context, out, &args).await,
     }

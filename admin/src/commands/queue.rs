@@ -1,6 +1,7 @@
-//! `queue ls | show | limits`.
+//! `queue ls | show | limits | log`.
 
 mod limits;
+mod log;
 
 use futures_util::StreamExt as _;
 use serde::Serialize;
@@ -34,6 +35,7 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: QueueVerb) ->
         QueueVerb::Ls => ls(context, out).await,
         QueueVerb::Show { task_type } => show(context, out, &context.queue(task_type)).await,
         QueueVerb::Limits { task_type, edits } => limits::run(context, out, &context.queue(task_type), &edits).await,
+        QueueVerb::Log { task_type, filter } => log::log(context, out, &context.queue(task_type), &filter).await,
     }
 }
 

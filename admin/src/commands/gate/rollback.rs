@@ -89,11 +89,11 @@ pub(super) async fn rollback(
         Ok(_) => {}
         Err(e) => warn(format_args!("cannot tell whether a live worker has {target}: {e}")),
     }
-    warnings.extend(change::warn_of_older_releases(context, queue, inflight).await);
     let fields: Vec<_> = [("only", target.to_string())]
         .into_iter()
         .chain(inflight.field())
         .collect();
+    warnings.extend(change::warn_of_older_releases(context, queue, &fields).await);
     let answer = change::send(context, queue, &change::request(&fields, options)).await?;
     let intent = Intent {
         queue,

@@ -28,7 +28,7 @@ pub(super) async fn set(
     options: &Change,
 ) -> Result<(), Failure> {
     fields.extend(inflight.field());
-    let older = change::warn_of_older_releases(context, queue, inflight).await;
+    let older = change::warn_of_older_releases(context, queue, &fields).await;
     for attempt in 1..=TRIES {
         let shown = context.gate(queue).await?;
         // Judged first, and committed only onto what it was judged against.

@@ -1,16 +1,20 @@
 //! `gate show`.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
-use switchback_common::Queue;
+use switchback_common::{Queue, Version};
 use switchback_gates::{Gate, GateError};
 
+use super::history;
 use crate::{
+    args::When,
     commands::queue,
     context::Context,
     exit::Failure,
     output::{Output, sheet},
-    text::plain,
-    view::Made,
+    text::{ago, plain, rfc3339},
+    view::{Made, names, words},
 };
 
 pub(super) async fn show(context: &Context, out: &mut Output, queue: Queue) -> Result<(), Failure> {
@@ -23,18 +27,93 @@ pub(super) async fn show(context: &Context, out: &mut Output, queue: Queue) -> R
     let gate = GateOnly::of(&view);
     out.value(&gate, |out| {
         let mut text = sheet(&queue::heading(&view, now));
-        if let Some(gate) = view.gate.as_ref().filter(|g| !g.pins.is_empty()) {
-            let pins: Vec<String> = gate.pins.iter().map(|(k, v)| format!("{}={v}", plain(k))).collect();
-            text.push_str(&sheet(&[("PINS    ", pins.join(" "))]));
-        }
-        if let Some(gate) = view.gate.as_ref().filter(|g| !g.targets.is_empty()) {
-            let targets: Vec<String> = gate.targets.iter().map(|(k, v)| format!("{}={v}", plain(k))).collect();
-            text.push_str(&sheet(&[("TARGETS ", targets.join(" "))]));
-        }
+        text.push_str(&sheet(&routes(view.gate.as_ref())));
         text.push('\n');
         text.push_str(&queue::versions_table(&view));
         text.push_str(&queue::hint_lines(out, &view));
         text
+    })
+}
+
+/// Pins and targets, as they are written.
+fn routes(gate: Option<&Gate>) -> [(&'static str, String); 2] {
+    let list = |pairs: &BTreeMap<String, Version>| {
+        let words: Vec<String> = pairs.iter().map(|(k, v)| format!("{}={v}", plain(k))).collect();
+        words.join(" ")
+    };
+    [
+        ("PINS    ", gate.map_or_else(String::new, |gate| list(&gate.pins))),
+        ("TARGETS ", gate.map_or_else(String::new, |gate| list(&gate.targets))),
+    ]
+}
+
+/// The gate that was in force at a time.
+#[derive(Debug, Serialize)]
+struct GateThen {
+    queue: String,
+    namespace: String,
+    task_type: String,
+    at: Option<String>,
+    at_us: u64,
+    rev: u64,
+    gate: Gate,
+    changed: Made,
+    until: Option<Until>,
+}
+
+/// The revision that took its place.
+#[derive(Debug, Serialize)]
+struct Until {
+    rev: u64,
+    changed: Made,
+}
+
+pub(super) async fn show_at(context: &Context, out: &mut Output, queue: &Queue, at: When) -> Result<(), Failure> {
+    let now = context.now_us().await?;
+    let at_us = at.us(now);
+    if at_us > now {
+        let then = rfc3339(at_us).unwrap_or_default();
+        return Err(Failure::Usage(format!("{then} has not come yet, by Redis's clock")));
+    }
+    let (entry, after) = history::in_force(context, queue, at_us).await?;
+    let gate = Gate::from_history(&entry.after).ok_or_else(|| {
+        Failure::Other(format!(
+            "the entry of revision {} of {queue} makes no sense: was the history edited by hand?",
+            entry.rev
+        ))
+    })?;
+    let (name, namespace, task_type) = names(queue);
+    let view = GateThen {
+        queue: name,
+        namespace,
+        task_type,
+        at: rfc3339(at_us),
+        at_us,
+        rev: entry.rev,
+        gate,
+        changed: Made::of(&entry),
+        until: after.map(|entry| Until {
+            rev: entry.rev,
+            changed: Made::of(&entry),
+        }),
+    };
+    out.value(&view, |_| {
+        let until = match &view.until {
+            Some(until) => format!("until revision {}, {}", until.rev, until.changed.words(now)),
+            None => "still".to_owned(),
+        };
+        let mut rows = vec![
+            ("QUEUE   ", view.queue.clone()),
+            (
+                "AT      ",
+                format!("{} ({})", view.at.as_deref().unwrap_or_default(), ago(now, view.at_us)),
+            ),
+            ("GATE    ", words(&view.gate)),
+            ("REVISION", format!("{} · {}", view.rev, view.changed.words(now))),
+            ("IN FORCE", until),
+        ];
+        rows.extend(routes(Some(&view.gate)));
+        sheet(&rows)
     })
 }
 

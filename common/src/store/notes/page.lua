@@ -1,0 +1,35 @@
+#!lua flags=allow-oom
+-- notes/page.lua — one page of a queue's log, newest first, of some kinds only: what people look for is rare among attempts.
+-- KEYS  1 log
+-- ARGV  1 newest id, '+' or '(' and an id  2 oldest id or '-'  3 most entries looked at  4 most entries given  5 'only' or 'not'
+--       6.. kinds
+-- Reply {'page', where to go on ('' at the end), looked at, (id, fields)*}; a value is cut to 2 000 bytes
+-- Keeps P10: bounded in entries looked at, entries given and bytes.
+local MAX_VALUE, MAX_BYTES = 2000, 1048576
+local listed, only = {}, ARGV[5] == 'only'
+for i = 6, #ARGV do listed[ARGV[i]] = true end
+local found, looked, bytes = {}, 0, 0
+local from, goes_on = ARGV[1], true
+while goes_on and looked < tonumber(ARGV[3]) and #found < tonumber(ARGV[4]) and bytes < MAX_BYTES do
+  local entries = redis.call('XREVRANGE', KEYS[1], from, ARGV[2], 'COUNT', 50)
+  goes_on = #entries == 50
+  for i, entry in ipairs(entries) do
+    local kind = ''
+    for f = 1, #entry[2], 2 do
+      if entry[2][f] == 'kind' then kind = entry[2][f + 1] break end
+    end
+    looked, from = looked + 1, '(' .. entry[1]
+    if (listed[kind] or false) == only then
+      for f = 1, #entry[2] do
+        entry[2][f] = string.sub(entry[2][f], 1, MAX_VALUE)
+        bytes = bytes + #entry[2][f]
+      end
+      found[#found + 1] = entry
+      if #found >= tonumber(ARGV[4]) or bytes >= MAX_BYTES then
+        goes_on = goes_on or i < #entries
+        break
+      end
+    end
+  end
+end
+return { 'page', goes_on and from or '', looked, unpack(found) }
