@@ -8,8 +8,8 @@
 //! ```
 //!
 //! has expectation at most 1 under every null pair of rates, if θ is where `n_a·KL(A‖θ) + n_b·KL(B‖θ+m)` is smallest
-//! (Turner, Ly, Grünwald, arXiv 2106.02693 and 2203.09785). Why: ln E[S] is a concave function of the true rates, 0 at
-//! (θ, θ+m), and its gradient there is minus that of the sum above, which rises from its minimum in every direction
+//! (Turner, Ly, Grünwald, arXiv 2106.02693 and 2203.09785). Why: the logarithm of S's expectation is a concave function
+//! of the true rates, 0 at (θ, θ+m), and its gradient there is minus that of the sum above, which rises from its minimum in every direction
 //! that stays within the null (a convex set). So the product over blocks is a supermartingale, whatever the rates do
 //! from block to block, and by Ville's inequality it *ever* reaches 1/α with chance α at most: one may look as often as
 //! one likes and stop when one likes. An outage that hits both versions moves both rates and accuses nobody.
