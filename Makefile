@@ -18,7 +18,7 @@ DEMO_PACKAGES = -p switchback-demo -p switchback-worker -p switchback-admin
 or_say = || { echo "make $@: $(1) failed" >&2; exit 1; }
 with_server = REDIS_SERVER=`scripts/redis-server.sh` $(call or_say,finding a Redis server) && export REDIS_SERVER
 
-.PHONY: help demo test chaos bench ci fmt fmt-check lint doc build clean need-cargo need-cc
+.PHONY: help demo test chaos bench guard-sim ci fmt fmt-check lint doc build clean need-cargo need-cc
 .DEFAULT_GOAL := help
 
 help: ## Print this list
@@ -53,6 +53,10 @@ bench: need-cargo need-cc ## Build for release and run the benchmarks. ARGS are 
 	@$(with_server) && \
 	{ $(CARGO) build --release -p switchback-bench $(call or_say,the release build); } && \
 	target/release/switchback-bench $(ARGS)
+
+guard-sim: need-cargo need-cc ## Simulate the guard and print its tables. ARGS="--runs 10000 --seed 1" (the default)
+	@$(CARGO) build --release -p switchback-bench --bin guard-sim $(call or_say,the release build) && \
+	target/release/guard-sim $(ARGS)
 
 ci: ## Everything that must pass: fmt-check, lint, doc, test, and a short demo
 	@$(MAKE) --no-print-directory fmt-check
