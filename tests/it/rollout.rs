@@ -260,11 +260,16 @@ async fn a_persons_edit_wins_over_the_step_that_did_not_see_it() {
 // Guard and person at the same time: one of them was first, and what follows knows it.
 #[tokio::test]
 async fn guard_and_person_race_to_one_whole_state() {
-    for _ in 0..10 {
+    for n in 0..10 {
         let ramp = Ramp::begun().await;
         let step = ramp.plan(&rollback()).await;
         let promote = person(&[("active", "v2")]);
-        let (stepped, changed) = tokio::join!(ramp.store.step(&step), ramp.q.gate.change(&promote));
+        let (stepped, changed) = if n % 2 == 0 {
+            tokio::join!(ramp.store.step(&step), ramp.q.gate.change(&promote))
+        } else {
+            let (changed, stepped) = tokio::join!(ramp.q.gate.change(&promote), ramp.store.step(&step));
+            (stepped, changed)
+        };
         assert!(matches!(changed.unwrap(), Changed::Changed(_)));
         match stepped.unwrap() {
             Stepped::Yes { sealed, .. } => {
@@ -371,6 +376,12 @@ async fn one_drives_and_only_under_its_own_lease() {
     assert!(ramp.store.drive(&ramp.q.session).await.unwrap());
     let ttl: i64 = ramp.q.cmd(&["PTTL", &ramp.q.key(Key::Driver)]).await;
     assert!((1..=5_000).contains(&ttl), "{ttl}");
+    let heir = SessionId::random();
+    ramp.q.join(&heir, &["v2"]).await;
+    ramp.store.step_down(&heir).await.unwrap();
+    assert!(!ramp.store.drive(&heir).await.unwrap(), "nobody steps down for another");
+    ramp.store.step_down(&ramp.q.session).await.unwrap();
+    assert!(ramp.store.drive(&heir).await.unwrap());
 }
 
 #[tokio::test]

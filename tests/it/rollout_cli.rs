@@ -184,6 +184,13 @@ async fn what_speaks_against_a_start_is_said_and_changes_nothing() {
         .run("rollout start mail --to v3 --force")
         .exits(OK)
         .tells("no live worker has v3; going on");
+    let newest = mail
+        .server
+        .cli(&["XREVRANGE", "sb:history:{shop:mail}", "+", "-", "COUNT", "1"])
+        .await;
+    let newest: Vec<(String, Vec<String>)> = redis::from_redis_value(newest).unwrap();
+    let at = newest[0].1.iter().position(|field| field == "forced").unwrap();
+    assert_eq!(newest[0].1[at + 1], "no live worker has v3");
     mail.shell
         .run(START)
         .exits(REFUSED)

@@ -11,6 +11,7 @@ use std::{
 
 use switchback_common::store::{
     gate::ChangeRequest,
+    keyspace::Keyspace,
     log::{self, Ended},
     rollout::{RolloutStore, Step, Stepped},
 };
@@ -571,6 +572,17 @@ async fn attempts_that_died_with_their_process_are_counted() {
     .await;
     let lost = record.totals.active.lost + record.totals.candidate.lost;
     assert_eq!(lost, 20, "each once");
+    let redis::Value::Array(all) = pools.fixture.raw(&["KEYS", "*"]).await else {
+        panic!()
+    };
+    for name in all {
+        let name: String = redis::from_redis_value(name).unwrap();
+        let kind: String = redis::from_redis_value(pools.fixture.raw(&["TYPE", &name]).await).unwrap();
+        let key = Keyspace::default()
+            .parse(&name)
+            .unwrap_or_else(|| panic!("{name} is not in the catalogue"));
+        assert!(kind == "none" || kind == key.key_type().as_str(), "{name}: {kind}");
+    }
     let redis::Value::Array(blocks) = pools.fixture.raw(&["KEYS", "sb:block:{test:probe}:*"]).await else {
         panic!()
     };

@@ -253,9 +253,10 @@ impl On<'_> {
                 now_us,
                 again: args.again,
             });
-            self.refuse(&found, args.force)?;
+            let forced = self.refuse(&found, args.force)?;
             let setting = Setting {
                 entry,
+                forced,
                 ..self.setting(&args.change, shown.rev, now_us, &op)
             };
             let step = rollout::start(&spec, &shown.gate.active, &to, &setting, args.change.dry_run);
@@ -324,14 +325,16 @@ impl On<'_> {
         Ok((spec, to))
     }
 
-    fn refuse(&self, found: &[Objection], force: bool) -> Result<(), Failure> {
+    /// Refuses unless nothing stands; else what was passed over.
+    fn refuse(&self, found: &[Objection], force: bool) -> Result<String, Failure> {
         let stands = |o: &&Objection| !(o.passable && force);
         let reasons: Vec<&str> = found.iter().filter(stands).map(|o| o.text.as_str()).collect();
         for passed in found.iter().filter(|o| !stands(o)) {
             warn(format_args!("{}; going on", passed.text));
         }
         if reasons.is_empty() {
-            return Ok(());
+            let passed: Vec<&str> = found.iter().map(|o| o.text.as_str()).collect();
+            return Ok(passed.join("; "));
         }
         let way = if found.iter().filter(stands).all(|o| o.passable) {
             "; --force does it all the same"

@@ -73,6 +73,8 @@ pub struct Step {
     pub why: String,
     /// Names this request, so that sending it twice counts once; empty if its serial does that.
     pub op: String,
+    /// The objections that were passed over (`--force`), for the history; empty if there are none.
+    pub forced: String,
     /// For the log; empty: nothing to say.
     pub text: String,
     /// JSON, for the log.
@@ -190,7 +192,7 @@ impl RolloutStore {
             Some(mark) => call.arg(mark.version.as_str()).arg(&mark.before).arg(&mark.after),
             None => call.arg("").arg("").arg(""),
         };
-        call.arg(step.gate.len());
+        call.arg(&step.forced).arg(step.gate.len());
         for (name, value) in step.gate.iter().chain(&step.record) {
             call.arg(*name).arg(value);
         }
@@ -222,12 +224,24 @@ impl RolloutStore {
     /// # Errors
     /// When Redis does not answer.
     pub async fn drive(&self, session: &SessionId) -> Result<bool, StoreError> {
+        self.lease(session, DRIVER_LEASE).await
+    }
+
+    /// Gives the lease of the driver up, if it is `session`'s: another takes over at once.
+    ///
+    /// # Errors
+    /// When Redis does not answer: the lease runs out.
+    pub async fn step_down(&self, session: &SessionId) -> Result<(), StoreError> {
+        self.lease(session, Duration::ZERO).await.map(drop)
+    }
+
+    async fn lease(&self, session: &SessionId, length: Duration) -> Result<bool, StoreError> {
         let link = self.store.warm().await?;
         let mut call = script::DRIVE.prepare_invoke();
         call.key(&self.driver)
             .key(self.key(&Key::Lease(self.queue.clone(), session.clone())))
             .arg(session.as_str())
-            .arg(u64::try_from(DRIVER_LEASE.as_millis()).unwrap_or(u64::MAX));
+            .arg(u64::try_from(length.as_millis()).unwrap_or(u64::MAX));
         let (word, _) = reply::verdict("drive", link.run_script(&call).await?)?;
         Ok(word == "mine")
     }

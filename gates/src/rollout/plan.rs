@@ -41,6 +41,8 @@ pub struct Setting {
     pub why: String,
     /// Names the request.
     pub op: String,
+    /// The objections that were passed over.
+    pub forced: String,
 }
 
 /// The step that does `action`. `record` has observed what is new.
@@ -59,6 +61,7 @@ pub fn plan(record: &Record, action: &Action, setting: &Setting) -> Step {
         by: setting.by.clone(),
         why: setting.why.clone(),
         op: setting.op.clone(),
+        forced: setting.forced.clone(),
         text: String::new(),
         evidence: String::new(),
         mark: None,
@@ -205,6 +208,7 @@ pub fn start(spec: &Spec, from: &Version, to: &Version, setting: &Setting, dry_r
         by: setting.by.clone(),
         why: setting.why.clone(),
         op: setting.op.clone(),
+        forced: setting.forced.clone(),
         text: format!("{to} begins at {first} % beside {from} (step 1 of {steps}){why}"),
         evidence: String::new(),
         mark: None,
@@ -339,6 +343,7 @@ pub fn bury(fields: &Fields, setting: &Setting) -> Step {
         by: setting.by.clone(),
         why: setting.why.clone(),
         op: setting.op.clone(),
+        forced: setting.forced.clone(),
         text: text.clone(),
         evidence: String::new(),
         mark: None,

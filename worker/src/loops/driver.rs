@@ -73,8 +73,13 @@ pub(crate) async fn run(session: Arc<Session>) {
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = session.blocks.turned.notified() => {}
-            () = session.closing.cancelled() => return,
+            () = session.closing.cancelled() => break,
         }
+    }
+    if driver.mine
+        && let Err(error) = driver.store.step_down(&session.id).await
+    {
+        tracing::debug!(queue.name = %session.queue, %error, "cannot step down; the lease of the driver runs out");
     }
 }
 

@@ -3,7 +3,7 @@
 -- ARGV  1 'start'|'go'|'dry'  2 id or ''  3 serial or ''  4 revision it was judged against or ''  5 driving session or ''
 --       6 source  7 by  8 why  9 operation id or ''  10 text for the log or ''  11 evidence JSON or ''
 --       12 a version or ''  13 its entry as it was  14 its entry to be, with @rev@ and @at_us@
---       15 n, then n (gate field, value), then (rollout field, value)*
+--       15 objections passed over or ''  16 n, then n (gate field, value), then (rollout field, value)*
 -- Reply {'written'|'would', serial, id, state…} | {'moved', state…} | {'stale'} | {'not_driver'} | {'running', id}
 --       | {'refused', field, reason} | {'unsealed'}
 -- Keeps P9: seals what is pending first and writes only onto the revision it was judged against, so a person's edit always
@@ -32,12 +32,12 @@ end
 if ARGV[4] ~= '' and tonumber(ARGV[4]) ~= cur.rev then return reply('moved', cur) end
 if ARGV[12] ~= '' and (redis.call('HGET', versions, ARGV[12]) or '') ~= ARGV[13] then return { 'stale' } end
 
-local fields = tonumber(ARGV[15])
+local fields = tonumber(ARGV[16])
 local at, new = now_us(), cur
 if fields > 0 then
   local want, asked = for_people(cur), {}
   for name, value in pairs(cur) do asked[name] = value end
-  for i = 16, 15 + 2 * fields, 2 do want[ARGV[i]] = ARGV[i + 1] end
+  for i = 17, 16 + 2 * fields, 2 do want[ARGV[i]] = ARGV[i + 1] end
   -- Whoever names the percent means it, even if it equals the old one: see change.lua.
   asked.percent, asked.candidate = '', want.candidate and '' or asked.candidate
   local judged, refused, dropped = judge(asked, want)
@@ -48,7 +48,7 @@ if fields > 0 then
     return answer('would', judged, '0', '0')
   end
   new = write(cur, judged, gate_hash(), { source = source, by = string.sub(ARGV[7], 1, 64), why = string.sub(ARGV[8], 1, 500),
-    op = op, dropped = dropped })
+    op = op, dropped = dropped, forced = string.sub(ARGV[15], 1, 1000) })
 end
 local serial, id = tostring((tonumber(now.serial or '0') or 0) + 1), now.id
 if act == 'start' then
@@ -58,7 +58,7 @@ if act == 'start' then
 end
 redis.call('HSET', rollout, 'serial', serial, 'rev', new.rev, 'at_us', at)
 if op ~= '' then redis.call('HSET', rollout, 'op', op) end
-for i = 16 + 2 * fields, #ARGV, 2 do redis.call('HSET', rollout, ARGV[i], ARGV[i + 1]) end
+for i = 17 + 2 * fields, #ARGV, 2 do redis.call('HSET', rollout, ARGV[i], ARGV[i + 1]) end
 local signal = LIVE[redis.call('HGET', rollout, 'status') or ''] and id or '0'
 if redis.call('HGET', state, 'rollout') ~= signal then redis.call('HSET', state, 'rollout', signal) end
 if ARGV[12] ~= '' then
