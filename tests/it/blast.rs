@@ -6,11 +6,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use switchback_common::store::log;
+use switchback_common::SessionId;
+use switchback_common::store::{keyspace::Key, log, session::Reaped};
 use switchback_tests::{Process, RedisServer, eventually, patience};
 use tempfile::TempDir;
 
 use crate::cli::{FAILED, Mail, NOT_FOUND, OK, REFUSED, Shell, UNCONFIRMED, USAGE};
+use crate::queue::TestQueue;
 
 const DEAD: &str = "sb:dead:{shop:mail}";
 const MAIN: &str = "sb:stream:{shop:mail}";
@@ -171,7 +173,7 @@ async fn what_a_bad_version_did_is_told_and_given_back() {
     assert_eq!(view["tasks"]["duplicated"], 1, "the one that vanished, and ran again");
     assert_eq!((&view["complete"], &view["reachable"]), (&json!(true), &json!(false)));
     assert_eq!(view["withdrawn"]["why"], "bounces");
-    assert!(view["notes"].to_string().contains("1 attempt vanished"), "{view:#}");
+    assert!(view["notes"].to_string().contains("lost: 1 attempt."), "{view:#}");
 
     let ids = |ids: &[String]| ids.iter().cloned().collect::<BTreeSet<_>>();
     let of = |line: &str| fleet.tasks(line).into_keys().collect::<BTreeSet<_>>();
@@ -195,7 +197,7 @@ async fn what_a_bad_version_did_is_told_and_given_back() {
     let table = table
         .says("4  failed on it, wait for a retry")
         .says("effects possibly duplicated: 1");
-    table.says("NOT EXACT  1 attempt vanished");
+    table.says("NOT EXACT  vanished, with a session that was lost: 1 attempt");
     let yaml = fleet.shell.run("gate blast probe --version v2 -o yaml").exits(OK);
     yaml.says("by_fate:").says("done_on_it: 3");
     let listed = fleet
@@ -302,6 +304,89 @@ async fn the_certificate_finds_what_a_disobedient_worker_started() {
         .run("gate blast probe --version v2 --certificate")
         .exits(FAILED);
     ran.says("LATE").says(&id);
+}
+
+// A lost attempt's version follows from its key and from how long it was held: both are written down when it is recovered.
+#[tokio::test]
+async fn a_lost_attempt_is_decided_again_by_its_key() {
+    let q = TestQueue::seeded().await;
+    let shell = Shell::new(q.server.url());
+    let blast = || shell.run("gate blast send_email --version v2 -o json").exits(OK).json();
+    q.edit("candidate v2 percent 10").await;
+    let beyond_slack = || tokio::time::sleep(Duration::from_millis(10)); // of Redis's idle times
+    beyond_slack().await;
+    let main = q.key(Key::Stream);
+    // As vectors say: 2.577 % and 34.362 %.
+    for key in ["cust-1", "order-42"] {
+        q.cmd::<()>(&["XADD", &main, "*", "id", key, "key", key, "payload", "1"])
+            .await;
+    }
+    q.cmd::<()>(&["XADD", &main, "*", "id", "no-key", "payload", "1"]).await;
+    assert_eq!(q.claim(&q.session, &main, 10).await.len(), 3);
+    let view = blast();
+    assert_eq!(view["attempts"]["by_outcome"], json!({"running": 1}), "{view:#}");
+
+    q.edit("only v1").await;
+    q.cmd::<()>(&["DEL", &q.lease(&q.session)]).await;
+    let view = blast();
+    assert_eq!(
+        (&view["attempts"]["by_outcome"], &view["attempts"]["one_of"]),
+        (&json!({"vanished": 1}), &json!(1))
+    );
+    assert_eq!(
+        view["running"]["held"], 0,
+        "its session is gone, though nobody has recovered it yet"
+    );
+
+    let reaped = async |lost: &SessionId| match q.sessions.reap(lost, &SessionId::random(), &main).await.unwrap() {
+        Reaped::Moved { moved, .. } => moved,
+        Reaped::Alive => panic!("{lost} is alive"),
+    };
+    assert_eq!(reaped(&q.session).await, 3);
+    assert_eq!(
+        blast()["attempts"]["one_of"],
+        1,
+        "nor afterwards: it may have begun under either"
+    );
+
+    // Back to the ramp alone: a claim under it that was held under nothing else is exact.
+    let other = SessionId::random();
+    q.edit("candidate v2 percent 10").await;
+    q.join(&other, &["v1", "v2"]).await;
+    for key in ["cust-1", "order-42"] {
+        q.cmd::<()>(&[
+            "XADD",
+            &main,
+            "*",
+            "id",
+            &format!("{key}-b"),
+            "key",
+            key,
+            "payload",
+            "1",
+        ])
+        .await;
+    }
+    beyond_slack().await;
+    assert_eq!(q.claim(&other, &main, 10).await.len(), 2);
+    q.cmd::<()>(&["DEL", &q.lease(&other)]).await;
+    assert_eq!(reaped(&other).await, 2);
+    let log = q.log().await;
+    let last = &log.iter().rev().find(|e| e.kind == "recovered").unwrap().detail;
+    assert_eq!(
+        (last.held_ms.len(), last.keys.as_ref().unwrap().len()),
+        (2, 2),
+        "{last:?}"
+    );
+    let exported = shell
+        .run("gate blast send_email --version v2 --ids --outcome vanished")
+        .exits(OK);
+    let view = blast();
+    assert_eq!(
+        (exported.stdout.trim(), &view["attempts"]["one_of"]),
+        ("cust-1-b", &json!(0)),
+        "{view:#}"
+    );
 }
 
 // --- a log written by hand
@@ -507,16 +592,12 @@ async fn the_window_and_the_reach_of_the_log_are_said() {
         "by default since it became reachable"
     );
     assert_eq!(touched("--since 1h"), set(&["before", "early", "late"]));
-    let at = |us: u64| {
-        let view = mail.shell.run("gate blast mail --version v2 -o json").exits(OK).json();
-        let since: String = view["since"].as_str().unwrap().to_owned();
-        assert_eq!(view["since_us"], ramped);
-        since.replace(&format!("{:06}", ramped % 1_000_000), &format!("{:06}", us % 1_000_000))
-    };
-    if ramped / 1_000_000 == (ramped + 11) / 1_000_000 {
-        assert_eq!(touched(&format!("--until {}", at(ramped + 11))), set(&["early"]));
-    }
+    let later = mail.now_us().await + 3_600_000_000;
+    mail.settled("to-come", "v2", 2, later, "done").await;
+    assert_eq!(touched(""), set(&["early", "late", "to-come"]));
+    assert_eq!(touched("--until 0s"), set(&["early", "late"]));
 
+    mail.settled("kept", "v1", 3, back + 10, "done").await;
     // What was let go is missing, and said to be.
     mail.server.cli(&["XTRIM", LOG, "MAXLEN", "=", "1"]).await;
     let view = mail.shell.run("gate blast mail --version v2 -o json").exits(OK).json();

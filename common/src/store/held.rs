@@ -1,7 +1,5 @@
 //! What sessions hold: delivered and not settled, and what the gate's decision needs to know of it.
 
-use std::time::Duration;
-
 use redis::Value;
 
 use super::{
@@ -25,8 +23,8 @@ pub struct Held {
     pub entry: StreamId,
     /// Who.
     pub session: SessionId,
-    /// For how long.
-    pub held: Duration,
+    /// Since when, µs of Redis's clock; known to the millisecond.
+    pub since_us: u64,
     /// Its id.
     pub task: String,
     /// The key that its version is chosen by; `None`: its id.
@@ -35,7 +33,7 @@ pub struct Held {
     pub attempts: u64,
 }
 
-/// Up to `most` tasks that sessions hold in the stream `place`, after `after`; and where to go on, if there may be more.
+/// Some tasks that sessions hold in the stream `place`, after `after`; and where to go on, if there may be more.
 ///
 /// # Errors
 /// When Redis does not answer. A stream or group that is not there holds nothing.
@@ -52,7 +50,8 @@ pub async fn scan(
         .arg(MOVE_ENTRIES)
         .arg(MOVE_BYTES)
         .arg(stream_salt(&stream));
-    let (last, rows) = reply::verdict(WHAT, store.warm().await?.run_script(&call).await?)?;
+    let (last, mut rows) = reply::verdict(WHAT, store.warm().await?.run_script(&call).await?)?;
+    let now_us = reply::count(WHAT, &rows.next().unwrap_or(Value::Nil))?;
     let label = place.label();
     let mut out = Vec::new();
     for row in rows {
@@ -64,7 +63,7 @@ pub async fn scan(
             stream: label.clone(),
             entry: StreamId::parse(&reply::bytes(WHAT, entry)?).unwrap_or_default(),
             session: SessionId::from_found(&reply::text(WHAT, session)?),
-            held: Duration::from_millis(reply::count(WHAT, &held)?),
+            since_us: now_us.saturating_sub(reply::count(WHAT, &held)?.saturating_mul(1_000)),
             task: reply::text(WHAT, task)?,
             key: (!key.is_empty()).then_some(key),
             attempts: reply::count(WHAT, &attempts)?,

@@ -278,7 +278,8 @@ fn notes(ask: &Ask<'_>, report: &Report, collected: &Collected, complete: bool) 
     let vanished = report.outcome(Outcome::Vanished);
     if vanished > 0 {
         notes.push(format!(
-            "{} vanished with their sessions: whether they began nobody knows, and where is computed from the history",
+            "vanished, with a session that was lost: {}. Whether they began nobody knows; where they ran is computed from the \
+             history",
             count(vanished, "attempt")
         ));
     }
@@ -297,8 +298,8 @@ fn notes(ask: &Ask<'_>, report: &Report, collected: &Collected, complete: bool) 
     }
     if collected.stale_cut > 0 {
         notes.push(format!(
-            "{} about late results were cut when they were written: some are missing",
-            count(collected.stale_cut, "log entry")
+            "{} of late results were cut when they were written: some are missing",
+            count(collected.stale_cut, "list")
         ));
     }
     if collected.unknown_keys > 0 {

@@ -127,7 +127,7 @@ pub(super) async fn collect(context: &Context, ask: &Ask<'_>) -> Result<Collecte
         entries += page.len() as u64;
         if said.elapsed() >= LINE_EVERY {
             said = Instant::now();
-            tell(format_args!("read {} so far", count(entries, "log entry")));
+            tell(format_args!("{entries} entries of the log read so far"));
         }
     }
     collected.stale_cut = reader.stale_cut;
@@ -172,10 +172,9 @@ async fn hold(
             after = Some(last);
             looked_at += page.len();
             for it in page {
-                let now_us = ask.now_us;
-                let from_us = now_us.saturating_sub(u64::try_from(it.held.as_micros()).unwrap_or(u64::MAX));
+                let now_us = ask.now_us.max(it.since_us);
                 let key = it.key.as_deref().unwrap_or(&it.task);
-                let versions = reader.versions(&it.session, Some(key), (from_us.saturating_sub(SLACK_US), now_us));
+                let versions = reader.versions(&it.session, Some(key), (it.since_us.saturating_sub(SLACK_US), now_us));
                 let runs = live().any(|s| s.id == it.session);
                 let on_it = versions.as_ref().is_none_or(|versions| versions.contains(version));
                 out.held += u64::from(runs && on_it);
@@ -184,7 +183,7 @@ async fn hold(
                     session: it.session.to_string(),
                     stream: it.stream,
                     entry: it.entry.to_string(),
-                    from_us,
+                    from_us: it.since_us,
                     until_us: now_us,
                     versions,
                     keyless: false,
