@@ -18,7 +18,7 @@ DEMO_PACKAGES = -p switchback-demo -p switchback-worker -p switchback-admin
 or_say = || { echo "make $@: $(1) failed" >&2; exit 1; }
 with_server = REDIS_SERVER=`scripts/redis-server.sh` $(call or_say,finding a Redis server) && export REDIS_SERVER
 
-.PHONY: help demo test chaos bench guard-sim ci fmt fmt-check lint doc build clean need-cargo need-cc
+.PHONY: help demo test ansible chaos bench guard-sim ci fmt fmt-check lint doc build clean need-cargo need-cc
 .DEFAULT_GOAL := help
 
 help: ## Print this list
@@ -43,6 +43,12 @@ test: need-cargo need-cc ## Run all tests (with cargo-nextest when it is there) 
 	  $(CARGO) test --workspace $(ARGS) $(call or_say,cargo test); \
 	fi
 
+ansible: need-cargo need-cc ## Test the Ansible module with a real ansible-core, which comes from PyPI into .dev
+	@$(with_server) && \
+	ANSIBLE_BIN=`scripts/ansible.sh` $(call or_say,finding ansible-core) && export ANSIBLE_BIN && \
+	{ $(CARGO) build --workspace --bins $(call or_say,building the binaries that it starts); } && \
+	{ $(CARGO) test -p switchback-tests --test ansible -- --ignored $(ARGS) $(call or_say,the Ansible module); }
+
 chaos: need-cargo need-cc ## Chaos, then the history checker. SEED=<n> repeats a schedule (default: random), MINUTES=<m> (default: 2)
 	@$(with_server) && \
 	{ $(CARGO) build --workspace --bins $(call or_say,building the binaries that it starts); } && \
@@ -63,6 +69,7 @@ ci: ## Everything that must pass: fmt-check, lint, doc, test, and a short demo
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory doc
 	@$(MAKE) --no-print-directory test ARGS= NEXTEST_PROFILE=ci
+	@$(MAKE) --no-print-directory ansible ARGS=
 	@$(MAKE) --no-print-directory demo ARGS=--quick INPUT=
 
 fmt: need-cargo ## Format the code

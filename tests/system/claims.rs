@@ -79,7 +79,7 @@ async fn a_claim_under_an_unchanged_gate_runs_no_script() {
     assert!(claims >= 20, "{claims}");
     let seals = commands
         .iter()
-        .filter(|(_, w)| w[0] == "EVALSHA" && w.iter().any(|k| k.starts_with("sb:gatestate:")));
+        .filter(|(_, w)| w[0] == "EVALSHA" && w.iter().any(|k| k.starts_with("sb:gate:")));
     assert_eq!(seals.count(), 0, "an unchanged gate is not sealed");
 }
 
