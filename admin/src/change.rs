@@ -163,8 +163,12 @@ async fn refused(context: &Context, queue: &Queue, field: &str, reason: &str) ->
         text.push_str(&format!(". Versions that ever joined {queue}: {}", known.join(", ")));
     } else if reason.contains("retired version") {
         let task_type = &queue.task_type;
+        let named = reason.strip_suffix(": retired version");
+        let version = named
+            .filter(|name| name.parse::<Version>().is_ok())
+            .unwrap_or("VERSION");
         text.push_str(&format!(
-            ". Bring it back first: switchback version restore {task_type} VERSION"
+            ". Bring it back first: switchback version restore {task_type} {version}"
         ));
     }
     Failure::Refused(text)

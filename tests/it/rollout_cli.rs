@@ -219,6 +219,12 @@ async fn what_was_rolled_back_is_not_tried_again_by_itself() {
         .exits(OK)
         .says("rolled back to v1: failure: v2 30/100 (30.0 %) against v1 9/900 (1.0 %)");
     mail.shell.run("gate show mail").exits(OK).says("rolled back to v1");
+    let flip = &mail.shell.json("gate history mail")[0];
+    assert_eq!(
+        flip["dropped"],
+        Value::Null,
+        "it asked for nothing that was dropped: {flip}"
+    );
     mail.shell
         .run(START)
         .exits(REFUSED)
