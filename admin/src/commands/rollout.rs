@@ -98,6 +98,7 @@ struct On<'a> {
 
 /// What speaks against a start.
 struct Facts<'a> {
+    queue: &'a Queue,
     shown: &'a Shown,
     spec: &'a Spec,
     to: &'a Version,
@@ -138,8 +139,8 @@ fn objections(facts: &Facts<'_>) -> Vec<Objection> {
         object(
             false,
             format!(
-                "the rollout of {} is {}: `switchback rollout abort` ends it",
-                record.to, record.status
+                "the rollout of {} is {}: `switchback rollout abort {}` ends it",
+                record.to, record.status, facts.queue.task_type
             ),
         );
     } else if let Some(candidate) = shown
@@ -243,6 +244,7 @@ impl On<'_> {
             // Ours, if the reply was lost.
             let running = record.as_ref().filter(|record| record.op != op);
             let found = objections(&Facts {
+                queue,
                 shown: &shown,
                 spec: &spec,
                 to: &to,
@@ -268,6 +270,7 @@ impl On<'_> {
                         words(&shown.gate),
                         step.text
                     ));
+                    self.tell_its_end(&spec);
                     self.status(out, false).await?;
                     return self.confirm(&args.change, sealed.rev).await;
                 }
@@ -280,6 +283,7 @@ impl On<'_> {
                         words(&after),
                         step.text
                     ));
+                    self.tell_its_end(&spec);
                     let fields = step
                         .record
                         .iter()
@@ -295,6 +299,17 @@ impl On<'_> {
             }
         }
         Err(self.refused(Stepped::Stale))
+    }
+
+    /// Whoever means to come to 100 % should learn now that these steps do not.
+    fn tell_its_end(&self, spec: &Spec) {
+        let last = spec.share_of(spec.steps.len().saturating_sub(1));
+        if last < Share::ALL {
+            let task_type = &self.queue.task_type;
+            tell(format_args!(
+                "it stays at {last} % when that step is passed: `switchback rollout promote {task_type} --all` goes on from there"
+            ));
+        }
     }
 
     /// What the rollout is to do: flags over the file over the queue's policy over the defaults.
