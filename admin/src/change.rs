@@ -163,8 +163,12 @@ async fn refused(context: &Context, queue: &Queue, field: &str, reason: &str) ->
         text.push_str(&format!(". Versions that ever joined {queue}: {}", known.join(", ")));
     } else if reason.contains("retired version") {
         let task_type = &queue.task_type;
+        let named = reason.strip_suffix(": retired version");
+        let version = named
+            .filter(|name| name.parse::<Version>().is_ok())
+            .unwrap_or("VERSION");
         text.push_str(&format!(
-            ". Bring it back first: switchback version restore {task_type} VERSION"
+            ". Bring it back first: switchback version restore {task_type} {version}"
         ));
     }
     Failure::Refused(text)
@@ -204,12 +208,7 @@ pub(crate) async fn report(
     let mut confirmation = None;
     if (options.wait || options.drain) && !options.dry_run {
         let waited = confirm(context, &intent, &answer, options, &mut confirmation).await;
-        // It is committed, whatever happens to the connection now.
-        failure = match waited {
-            Err(Failure::Unconfirmed(text)) => Some(Failure::Unconfirmed(text)),
-            Err(e) => Some(Failure::Unconfirmed(format!("revision {}: {e}", answer.rev))),
-            Ok(()) => None,
-        };
+        failure = committed(waited, answer.rev).err();
     }
     if let Some(target) = &intent.rolled_back_to {
         // In a hurry: nothing that is asked of workers may come before the commit, or before the word that it is obeyed.
@@ -232,6 +231,42 @@ pub(crate) async fn report(
     };
     out.value(&view, |_| line(&view, &queue.task_type))?;
     failure.map_or(Ok(()), Err)
+}
+
+/// It is committed, whatever happens to the connection now.
+fn committed(waited: Result<(), Failure>, rev: u64) -> Result<(), Failure> {
+    waited.map_err(|failure| match failure {
+        Failure::Unconfirmed(text) => Failure::Unconfirmed(text),
+        other => Failure::Unconfirmed(format!("revision {rev}: {other}")),
+    })
+}
+
+/// `--wait` and `--drain` of a change that was made, and told, otherwise: as a step of a rollout.
+pub(crate) async fn wait(
+    context: &Context,
+    queue: &Queue,
+    before: Gate,
+    answer: &Answer,
+    options: &Change,
+) -> Result<(), Failure> {
+    if !options.wait && !options.drain {
+        return Ok(());
+    }
+    let intent = Intent {
+        queue,
+        fields: Vec::new(),
+        before: Some(before),
+        inflight: InFlight::Finish,
+        warnings: Vec::new(),
+        rolled_back_to: None,
+    };
+    let mut confirmation = None;
+    let waited = confirm(context, &intent, answer, options, &mut confirmation).await;
+    if let Some(confirmation) = &confirmation {
+        let (gate, rev) = (&answer.gate, answer.rev);
+        tell(format_args!("{gate} at revision {rev}{}", obeyed(confirmation, gate)));
+    }
+    committed(waited, answer.rev)
 }
 
 /// Waits as long as it was asked to, first for everybody's word, then for what the change left behind.
@@ -321,20 +356,26 @@ fn line(view: &ChangeView, task_type: &impl std::fmt::Display) -> String {
         out.push_str(" (it was so already)");
     }
     if let Some(c) = &view.confirmation {
-        out.push_str(&format!(
-            " · {}/{} worker{} in {}",
-            c.confirmed,
-            c.total,
-            if c.total == 1 { "" } else { "s" },
-            millis(c.took_us)
-        ));
-        if let Some(drain) = &c.drain {
-            out.push_str(&format!(" · {}", drain.words()));
-            return out;
-        }
-        for (version, n) in c.running.iter().filter(|(version, _)| !view.after.reaches(version)) {
-            out.push_str(&format!(" · {} of {version} still running", count(*n, "attempt")));
-        }
+        out.push_str(&obeyed(c, &view.after));
+    }
+    out
+}
+
+/// Who obeys, and what is left.
+fn obeyed(c: &ConfirmationView, after: &Gate) -> String {
+    let workers = if c.total == 1 { "" } else { "s" };
+    let mut out = format!(
+        " · {}/{} worker{workers} in {}",
+        c.confirmed,
+        c.total,
+        millis(c.took_us)
+    );
+    if let Some(drain) = &c.drain {
+        out.push_str(&format!(" · {}", drain.words()));
+        return out;
+    }
+    for (version, n) in c.running.iter().filter(|(version, _)| !after.reaches(version)) {
+        out.push_str(&format!(" · {} of {version} still running", count(*n, "attempt")));
     }
     out
 }

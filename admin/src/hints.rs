@@ -1,6 +1,6 @@
 //! What a person should notice about a queue, loudest first. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use switchback_common::{
@@ -130,7 +130,7 @@ fn of_gate(facts: &Facts<'_>, out: &mut Vec<Hint>) {
                 "an edit ({}) was refused {}, the gate stays as it was: {}",
                 plain(&refused.source),
                 ago(facts.now_us, refused.at_us),
-                plain(&refused.refused)
+                fields(&refused.refused)
             ),
         });
     }
@@ -357,6 +357,18 @@ fn of_limits(facts: &Facts<'_>, depth: &QueueDepth, out: &mut Vec<Hint>) {
             ),
         });
     }
+}
+
+/// `candidat=v2: unknown field`: what was refused of an edit, and why.
+fn fields(json: &str) -> String {
+    let Ok(fields) = serde_json::from_str::<BTreeMap<String, String>>(json) else {
+        return plain(json);
+    };
+    let words: Vec<String> = fields
+        .iter()
+        .map(|(k, v)| format!("{}={}", plain(k), plain(v)))
+        .collect();
+    words.join(" ")
 }
 
 /// A lane is made with its group when its version joins, the suspects' stream by a release that knows it; an empty one

@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     let exit = match run(cli) {
         Ok(()) => Exit::Ok,
         Err(failure) => {
-            tell(format_args!("switchback: {failure}"));
+            tell(format_args!("switchback: {}", text::one_line(&failure.to_string())));
             failure.exit()
         }
     };

@@ -8,7 +8,7 @@ use std::{
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
 
-use crate::exit::Failure;
+use crate::{exit::Failure, text::one_line};
 
 /// How data is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -123,7 +123,7 @@ pub(crate) fn tell(text: impl Display) {
 /// Says something that must not be overlooked.
 pub(crate) fn warn(text: impl Display) {
     let mark = paint("WARNING:", colour_for(&io::stderr()));
-    let _ = writeln!(io::stderr(), "{mark} {text}");
+    let _ = writeln!(io::stderr(), "{mark} {}", one_line(&text.to_string()));
 }
 
 fn colour_for(stream: &impl io::IsTerminal) -> bool {

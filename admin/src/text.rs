@@ -63,6 +63,12 @@ pub(crate) fn brief(text: &str, limit: usize) -> String {
     }
 }
 
+/// What several lines say in one: a message is a line, also if what Redis (or whatever answers there) said was not.
+pub(crate) fn one_line(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines.join(" ")
+}
+
 /// Control characters, and those that change the direction of text.
 fn is_harmful(c: char) -> bool {
     c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

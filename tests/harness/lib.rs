@@ -26,6 +26,7 @@
 //! * `witness` — did anything start that a flip had forbidden?
 //! * `history` — what happened to every task, and were the promises kept?
 //! * `port` — which port is safe to hand to a server?
+//! * `words` — what would a shell make of this line of a document?
 
 mod eventually;
 pub mod history;
@@ -34,12 +35,14 @@ mod port;
 mod process;
 mod redis;
 mod witness;
+mod words;
 
 pub use self::eventually::{Observed, eventually, patience};
 pub use self::link::{Link, LinkCounters, Mode};
 pub use self::process::Process;
 pub use self::redis::{RedisServer, RedisServerBuilder};
 pub use self::witness::{Flip, Late, Start, Witness};
+pub use self::words::words;
 
 /// The guide's example compiles.
 #[cfg(doctest)]

@@ -481,6 +481,12 @@ async fn set_pause_and_resume() {
         .run("gate history mail")
         .exits(OK)
         .says("(dropped candidate=v2)");
+    let own = mail.shell.run("gate set mail candidate=v3 percent=10").exits(OK);
+    own.tells("v3 is the active version: it cannot be its own candidate");
+    // What is void without a candidate is no loss of the edit.
+    mail.set("candidate=v2 percent=10");
+    let ran = mail.shell.run("gate set mail candidate=").exits(OK);
+    assert!(!ran.stderr.contains("dropped"), "{ran:#?}");
 }
 
 #[tokio::test]

@@ -1,8 +1,9 @@
 //! docs/config.md is true: its documents are written, and every command line in it works, in its order, on one queue.
 
+use switchback_tests::words;
+
 use crate::{
     cli::{OK, Shell},
-    guide::words,
     queue::TestQueue,
 };
 

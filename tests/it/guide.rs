@@ -1,28 +1,10 @@
 //! The guide is true: every command line in it works, in its order, on one queue with one dead letter.
 
-use switchback_tests::RedisServer;
+use switchback_tests::{RedisServer, words};
 
 use crate::cli::{OK, Shell};
 
 const GUIDE: &str = include_str!("../../docs/guide.md");
-
-/// What a shell makes of a line: words, and quotes around some.
-pub(crate) fn words(line: &str) -> Vec<String> {
-    let (mut out, mut word, mut quote) = (Vec::new(), None::<String>, None);
-    for c in line.chars() {
-        match (quote, c) {
-            (Some(q), _) if c == q => quote = None,
-            (None, '\'' | '"') => {
-                quote = Some(c);
-                word.get_or_insert_default();
-            }
-            (None, ' ') => out.extend(word.take()),
-            _ => word.get_or_insert_default().push(c),
-        }
-    }
-    out.extend(word);
-    out
-}
 
 #[tokio::test]
 async fn every_command_of_the_guide_works() {

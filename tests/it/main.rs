@@ -22,6 +22,7 @@ mod moves;
 mod pool;
 mod queue;
 mod readiness;
+mod rollback_guide;
 mod rollout;
 mod rollout_cli;
 mod schedule_cli;

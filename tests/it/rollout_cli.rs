@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use switchback_common::store::rollout::{RolloutStore, Stepped};
 use switchback_gates::rollout::{Action, Record, Setting, plan};
 
-use crate::cli::{FAILED, Mail, NOT_FOUND, OK, REFUSED, USAGE};
+use crate::cli::{FAILED, Mail, NOT_FOUND, OK, REFUSED, UNCONFIRMED, USAGE};
 
 const START: &str = "rollout start mail --to v2";
 
@@ -91,7 +91,18 @@ async fn a_rollout_is_begun_paused_resumed_promoted_and_aborted() {
         (&mail.gate()["active"], &status(&mail)["status"]),
         (&json!("v2"), &json!("watching"))
     );
-    mail.shell.run("rollout abort mail").exits(OK).tells("back to v1");
+    mail.shell.run("gate pause mail").exits(OK);
+    mail.shell
+        .run("rollout status mail")
+        .exits(OK)
+        .tells("is paused: nothing starts");
+    mail.shell.run("gate resume mail").exits(OK);
+    // Nobody is there to obey, and whoever asked learns it: --drain is --wait and more.
+    mail.shell
+        .run("rollout abort mail --drain --timeout 300ms")
+        .exits(UNCONFIRMED)
+        .tells("back to v1")
+        .tells("committed, but not confirmed");
     assert_eq!(
         (&mail.gate()["active"], &status(&mail)["status"]),
         (&json!("v1"), &json!("aborted"))
@@ -108,7 +119,10 @@ async fn a_rollout_is_begun_paused_resumed_promoted_and_aborted() {
         .iter()
         .map(|e| e["source"].clone())
         .collect();
-    assert_eq!(sources, ["rollout", "rollout", "rollout", "rollout", "seed"]);
+    assert_eq!(
+        sources,
+        ["rollout", "cli", "cli", "rollout", "rollout", "rollout", "seed"]
+    );
 }
 
 #[tokio::test]
@@ -219,6 +233,12 @@ async fn what_was_rolled_back_is_not_tried_again_by_itself() {
         .exits(OK)
         .says("rolled back to v1: failure: v2 30/100 (30.0 %) against v1 9/900 (1.0 %)");
     mail.shell.run("gate show mail").exits(OK).says("rolled back to v1");
+    let flip = &mail.shell.json("gate history mail")[0];
+    assert_eq!(
+        flip["dropped"],
+        Value::Null,
+        "it asked for nothing that was dropped: {flip}"
+    );
     mail.shell
         .run(START)
         .exits(REFUSED)

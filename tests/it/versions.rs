@@ -319,7 +319,7 @@ async fn versions_are_listed_retired_and_brought_back_from_the_shell() {
 
     let refused = mail.shell.run("version retire mail v2").exits(REFUSED);
     refused
-        .tells("1 live worker of shop/mail still have v2")
+        .tells("1 live worker of shop/mail still has v2")
         .tells("--force");
     let refused = mail.shell.run("version retire mail v2 --force").exits(REFUSED);
     refused.tells("names v2 (candidate)");
@@ -361,7 +361,7 @@ async fn versions_are_listed_retired_and_brought_back_from_the_shell() {
         .exits(REFUSED);
     refused
         .tells("retired version")
-        .tells("switchback version restore mail");
+        .tells("switchback version restore mail v0");
     mail.shell
         .run("version restore mail v0")
         .exits(OK)

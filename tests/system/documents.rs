@@ -12,7 +12,7 @@ use switchback_common::{
     },
 };
 use switchback_gates::Gates;
-use switchback_tests::RedisServer;
+use switchback_tests::{RedisServer, words};
 
 const README: &str = include_str!("../../README.md");
 
@@ -24,31 +24,6 @@ fn commands() -> Vec<Vec<String>> {
         .flat_map(|rest| rest.split("```").next().unwrap_or_default().lines())
         .map(words)
         .collect()
-}
-
-/// What a shell makes of a line: words, quotes, `$'…'`, comments.
-fn words(line: &str) -> Vec<String> {
-    let mut out = Vec::new();
-    let mut chars = line.chars().peekable();
-    let mut word: Option<String> = None;
-    while let Some(c) = chars.next() {
-        match c {
-            ' ' => out.extend(word.take()),
-            '#' if word.is_none() => break,
-            '$' if chars.peek() == Some(&'\'') => {
-                chars.next();
-                let quoted: String = chars.by_ref().take_while(|c| *c != '\'').collect();
-                word.get_or_insert_default().push_str(&quoted.replace("\\n", "\n"));
-            }
-            '\'' | '"' => {
-                let quoted: String = chars.by_ref().take_while(|q| *q != c).collect();
-                word.get_or_insert_default().push_str(&quoted);
-            }
-            c => word.get_or_insert_default().push(c),
-        }
-    }
-    out.extend(word);
-    out
 }
 
 #[tokio::test]

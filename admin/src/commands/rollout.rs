@@ -8,6 +8,7 @@ use switchback_common::{
     Queue, Version,
     config::read_toml,
     store::{
+        gate::Sealed,
         keyspace::Key,
         rollout::{RolloutStore, Step, Stepped},
         session::SessionInfo,
@@ -22,7 +23,7 @@ use switchback_gates::{
 use self::view::RolloutView;
 use crate::{
     args::{Change, RolloutVerb, StartArgs},
-    change::signature,
+    change::{self, Answer, signature},
     context::Context,
     exit::Failure,
     output::{Output, tell, warn},
@@ -98,6 +99,7 @@ struct On<'a> {
 
 /// What speaks against a start.
 struct Facts<'a> {
+    queue: &'a Queue,
     shown: &'a Shown,
     spec: &'a Spec,
     to: &'a Version,
@@ -138,8 +140,8 @@ fn objections(facts: &Facts<'_>) -> Vec<Objection> {
         object(
             false,
             format!(
-                "the rollout of {} is {}: `switchback rollout abort` ends it",
-                record.to, record.status
+                "the rollout of {} is {}: `switchback rollout abort {}` ends it",
+                record.to, record.status, facts.queue.task_type
             ),
         );
     } else if let Some(candidate) = shown
@@ -243,6 +245,7 @@ impl On<'_> {
             // Ours, if the reply was lost.
             let running = record.as_ref().filter(|record| record.op != op);
             let found = objections(&Facts {
+                queue,
                 shown: &shown,
                 spec: &spec,
                 to: &to,
@@ -268,8 +271,9 @@ impl On<'_> {
                         words(&shown.gate),
                         step.text
                     ));
+                    self.tell_its_end(&spec);
                     self.status(out, false).await?;
-                    return self.confirm(&args.change, sealed.rev).await;
+                    return self.confirm(&args.change, shown.gate, &sealed).await;
                 }
                 Stepped::Would(sealed) => {
                     let after = Gate::parse(&sealed.gate).map_err(GateError::from)?;
@@ -280,6 +284,7 @@ impl On<'_> {
                         words(&after),
                         step.text
                     ));
+                    self.tell_its_end(&spec);
                     let fields = step
                         .record
                         .iter()
@@ -295,6 +300,17 @@ impl On<'_> {
             }
         }
         Err(self.refused(Stepped::Stale))
+    }
+
+    /// Whoever means to come to 100 % should learn now that these steps do not.
+    fn tell_its_end(&self, spec: &Spec) {
+        let last = spec.share_of(spec.steps.len().saturating_sub(1));
+        if last < Share::ALL {
+            let task_type = &self.queue.task_type;
+            tell(format_args!(
+                "it stays at {last} % when that step is passed: `switchback rollout promote {task_type} --all` goes on from there"
+            ));
+        }
     }
 
     /// What the rollout is to do: flags over the file over the queue's policy over the defaults.
@@ -419,7 +435,7 @@ impl On<'_> {
                 Stepped::Yes { sealed, .. } => {
                     tell(format_args!("{}: {}", self.queue.task_type, step.text));
                     self.status(out, false).await?;
-                    return self.confirm(change, sealed.rev).await;
+                    return self.confirm(change, shown.gate, &sealed).await;
                 }
                 // Whoever drives writes every second.
                 Stepped::Moved(_) | Stepped::Stale => {}
@@ -483,30 +499,23 @@ impl On<'_> {
         let driver = self.store().driver().await?.map(|session| session.to_string());
         let mut view = RolloutView::of(&self.queue, &record, driver, now_us);
         view.dry_run = dry_run;
+        if paused && record.status.is_live() {
+            let (queue, task_type) = (&self.queue, &self.queue.task_type);
+            warn(format_args!(
+                "{queue} is paused: nothing starts, and no time counts, until `switchback gate resume {task_type}`"
+            ));
+        }
         out.value(&view, |out| view.text(out))
     }
 
-    async fn confirm(&self, change: &Change, rev: u64) -> Result<(), Failure> {
-        if !change.wait {
-            return Ok(());
-        }
-        let confirmation = match self.context.gates.wait(&self.queue, rev, change.timeout).await {
-            Ok(confirmation) => confirmation,
-            // It is committed, whatever happens to the connection now.
-            Err(e) => return Err(Failure::Unconfirmed(format!("revision {rev}: {e}"))),
+    /// `--wait`, `--drain`.
+    async fn confirm(&self, change: &Change, before: Gate, sealed: &Sealed) -> Result<(), Failure> {
+        let answer = Answer {
+            gate: Gate::parse(&sealed.gate).map_err(GateError::from)?,
+            rev: sealed.rev,
+            changed: true,
         };
-        if confirmation.missing.is_empty() {
-            tell(format_args!(
-                "{} at revision {rev}",
-                count(confirmation.confirmed, "worker")
-            ));
-            return Ok(());
-        }
-        Err(Failure::Unconfirmed(format!(
-            "{} did not say within {:?} that they obey revision {rev}",
-            count(confirmation.missing.len(), "worker"),
-            change.timeout
-        )))
+        change::wait(self.context, &self.queue, before, &answer, change).await
     }
 }
 

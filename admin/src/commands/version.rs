@@ -273,8 +273,9 @@ async fn retire(
     let mut warnings = Vec::new();
     if let Some(first) = having.first() {
         let text = format!(
-            "{} of {queue} still have {version}, such as {first}",
-            count(having.len(), "live worker")
+            "{} of {queue} still {} {version}, such as {first}",
+            count(having.len(), "live worker"),
+            if having.len() == 1 { "has" } else { "have" }
         );
         if !request.force {
             // Who is told of it all at once need not come back for the next reason.

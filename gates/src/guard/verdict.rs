@@ -227,8 +227,14 @@ impl fmt::Display for Verdict {
             Self::Regressed(evidence) => write!(f, "regressed: {evidence}"),
             Self::Hold(reason) => write!(f, "hold: {reason}"),
             Self::Insufficient { lack, have, need } => match lack {
-                Lack::Baseline => write!(f, "insufficient: {have} of {need} attempts of the active version"),
-                Lack::Samples => write!(f, "insufficient: {have} of {need} attempts of the candidate"),
+                Lack::Baseline => write!(
+                    f,
+                    "insufficient: {have} of {need} attempts of the active version in whole blocks"
+                ),
+                Lack::Samples => write!(
+                    f,
+                    "insufficient: {have} of {need} attempts of the candidate in whole blocks"
+                ),
                 Lack::Evidence => write!(f, "insufficient: {have} of about {need} attempts of the candidate"),
             },
             Self::Pass(evidence) => write!(f, "pass: {evidence}"),

@@ -90,7 +90,7 @@ impl HistoryView {
             out.push_str(&format!(" (dropped {})", list(dropped)));
         }
         if let Some(forced) = &self.forced {
-            out.push_str(&format!(" (FORCED past: {})", brief(forced, 120)));
+            out.push_str(&format!(" (FORCED past: {})", brief(forced, 50)));
         }
         out
     }

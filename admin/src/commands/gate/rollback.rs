@@ -83,7 +83,6 @@ pub(super) async fn rollback(
             let text = format!(
                 "no live worker has {target}: rolled back all the same, its tasks wait in their lane until a worker with {target} joins"
             );
-            warn(&text);
             warnings.push(text);
         }
         Ok(_) => {}
@@ -93,8 +92,11 @@ pub(super) async fn rollback(
         .into_iter()
         .chain(inflight.field())
         .collect();
+    let alone = warnings.clone();
     warnings.extend(change::warn_of_older_releases(context, queue, &fields).await);
     let answer = change::send(context, queue, &change::request(&fields, options)).await?;
+    // Not before: a version that nobody ever had is refused.
+    alone.iter().for_each(warn);
     let intent = Intent {
         queue,
         fields,

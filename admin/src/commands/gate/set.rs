@@ -45,6 +45,7 @@ pub(super) async fn set(
         request.forced = clip(&verdict.blocks.join("; "), MAX_FORCED_BYTES).to_owned();
         let mut warnings = [verdict.blocks, verdict.warns].concat();
         warnings.iter().for_each(warn);
+        warnings.extend(own_candidate(&fields, &preview.gate));
         warnings.extend(older.clone());
         let intent = Intent {
             queue,
@@ -69,6 +70,19 @@ pub(super) async fn set(
     Err(Failure::Refused(format!(
         "the gate of {queue} keeps changing; nothing was changed"
     )))
+}
+
+/// Whoever names the active version as the candidate has mixed them up, and gets neither a change nor an error.
+fn own_candidate(fields: &[(&'static str, String)], after: &Gate) -> Option<String> {
+    let active = after.active.as_str();
+    let text = format!("{active} is the active version: it cannot be its own candidate");
+    let named = fields
+        .iter()
+        .any(|(name, value)| *name == "candidate" && value == active);
+    named.then(|| {
+        warn(&text);
+        text
+    })
 }
 
 /// Whether the gate has left the revision that a change was judged against.

@@ -123,6 +123,8 @@ fn words(kind: &str, detail: &BTreeMap<String, String>) -> String {
             count(total(n), "task"),
             get("version")
         ),
+        "server" if get("before").is_empty() => "times are of one run of the server from here on".to_owned(),
+        "server" => "times are of another run of the server from here on".to_owned(),
         "recovered" | "poison" => format!("{} {kind}", count(n, "task")),
         _ => {
             let all = detail.iter().map(|(name, text)| format!("{name}={}", brief(text, 60)));
@@ -187,7 +189,7 @@ pub(super) async fn log(context: &Context, out: &mut Output, queue: &Queue, filt
                 ago(now, note.at_us),
                 plain(&note.kind),
                 note.by.as_deref().map_or_else(String::new, |by| brief(by, 32)),
-                brief(&note.text, 160),
+                brief(&note.text, 110),
                 note.why.as_deref().map_or_else(String::new, |why| brief(why, 120)),
             ]
         });

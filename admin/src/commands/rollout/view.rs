@@ -148,7 +148,11 @@ impl RolloutView {
 
     pub(super) fn text(&self, out: &Output) -> String {
         let seconds = |us: u64| format!("{} s", us.div_ceil(1_000_000));
-        let mut status = self.status.to_string();
+        let not_begun = self.began_at_us == 0; // a dry run of a start
+        let mut status = match not_begun {
+            true => "not begun: dry run".to_owned(),
+            false => self.status.to_string(),
+        };
         if !self.reason.is_empty() {
             status.push_str(&format!(": {}", plain(&self.reason)));
         }
@@ -190,10 +194,13 @@ impl RolloutView {
             (
                 "ROLLOUT",
                 format!(
-                    "{} -> {}, began {}{by}{why}",
+                    "{} -> {}, {}{by}{why}",
                     self.from,
                     self.to,
-                    ago(self.now_us, self.began_at_us)
+                    match not_begun {
+                        true => "to be begun".to_owned(),
+                        false => format!("began {}", ago(self.now_us, self.began_at_us)),
+                    }
                 ),
             ),
             ("STATUS", status),

@@ -202,7 +202,7 @@ local function judge(cur, want)
   local new_candidate = candidate ~= cur.candidate
   if active ~= cur.active and not new_candidate and candidate ~= '' then
     dropped.candidate, candidate, percent = candidate, '', '0' -- it belonged to the old active
-  elseif new_candidate and percent == cur.percent and percent ~= '0' then
+  elseif new_candidate and candidate ~= '' and percent == cur.percent and percent ~= '0' then
     dropped.percent, percent = percent, '0' -- yesterday's percent is not today's
   end
   if candidate == active then candidate = '' end

@@ -38,8 +38,8 @@ if fields > 0 then
   local want, asked = for_people(cur), {}
   for name, value in pairs(cur) do asked[name] = value end
   for i = 17, 16 + 2 * fields, 2 do want[ARGV[i]] = ARGV[i + 1] end
-  -- Whoever names the percent means it, even if it equals the old one: see change.lua.
-  asked.percent, asked.candidate = '', want.candidate and '' or asked.candidate
+  -- Whoever names the percent means it, even if it equals the old one: see change.lua. `only` names neither.
+  if not want.only then asked.percent, asked.candidate = '', want.candidate and '' or asked.candidate end
   local judged, refused, dropped = judge(asked, want)
   for name, reason in pairs(refused) do return { 'refused', name, reason } end
   if act == 'dry' then
