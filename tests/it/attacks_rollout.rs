@@ -1,6 +1,6 @@
 //! `switchback rollout` on records that somebody edited: said in a line, ended by `abort --keep`, and the next one begins.
 
-use crate::cli::{FAILED, Mail, OK};
+use crate::cli::{FAILED, Mail, OK, REFUSED};
 
 const KEY: &str = "sb:rollout:{shop:mail}";
 
@@ -41,6 +41,46 @@ async fn a_record_that_somebody_edited_can_be_ended_and_the_next_one_begins() {
         mail.set("candidate= percent=0");
     }
     mail.shell.run("rollout start mail --to v2").exits(OK);
+}
+
+// A gate that was set otherwise while nobody drove, or was lost and begun anew: the rollout is over, and whoever ends it finds
+// the gate as it was set. It was refused, and so was the next start.
+#[tokio::test]
+async fn what_nobody_saw_overruled_can_be_aborted() {
+    let mail = Mail::with_worker().await;
+    for (key, edit) in [
+        (
+            "sb:gate:{shop:mail}",
+            &["HSET", "sb:gate:{shop:mail}", "percent", "33"][..],
+        ),
+        ("sb:gatestate:{shop:mail}", &["DEL", "sb:gatestate:{shop:mail}"][..]),
+    ] {
+        mail.shell.run("rollout start mail --to v2 --steps 10,100").exits(OK);
+        raw(&mail, edit).await;
+        if key.contains("state") {
+            mail.shell.run("gate set mail active=v1 --force").exits(OK);
+        }
+        let before = mail.gate();
+        mail.shell.run("queue show mail").exits(OK).says("rollout abort mail");
+        mail.shell.run("rollout promote mail").exits(REFUSED);
+        mail.shell
+            .run("rollout abort mail")
+            .exits(OK)
+            .tells("was set otherwise")
+            .tells("the gate stays as it is");
+        assert_eq!(mail.gate(), before, "{key}");
+        mail.set("candidate= percent=0");
+    }
+    mail.shell.run("rollout start mail --to v2").exits(OK);
+}
+
+// P10: a question of another type keeps nobody from asking.
+#[tokio::test]
+async fn a_readiness_question_of_another_type_is_nobodys() {
+    let mail = Mail::with_worker().await;
+    raw(&mail, &["SET", "sb:probe:{shop:mail}", "x"]).await;
+    let told = mail.shell.run("gate check mail --to v2");
+    assert!(!told.stderr.contains("WRONGTYPE"), "{}", told.stderr);
 }
 
 // What a record is without some of its numbers goes on; the time of a bake is not what passed since 1970.
