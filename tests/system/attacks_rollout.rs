@@ -1,7 +1,10 @@
 //! Attacks on rollouts: keys that somebody edited or lost, drivers that freeze, a Redis that is full or restarts. The guard
 //! rolls back all the same, a person wins, and nothing is done twice.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use redis::Value;
@@ -10,7 +13,7 @@ use switchback_gates::{
     Gate,
     rollout::{Record, Status},
 };
-use switchback_tests::{RedisServer, eventually, patience};
+use switchback_tests::{Link, Mode, RedisServer, eventually, patience};
 
 use crate::{
     fixture::Fixture,
@@ -197,7 +200,8 @@ async fn a_lost_record_ends_the_rollout_and_says_so() {
     assert!(said.unwrap().contains("record could not be read"), "{said:?}");
     ramp.fixture.set(&[("only", "v1")]).await;
     ramp.start(QUICK).await;
-    ramp.becomes(Status::Promoted).await;
+    ramp.fixture.set(&[("only", "v1")]).await;
+    ramp.becomes(Status::Overruled).await;
     // P10: nor is anything counted for one that is over, although the signal says that it runs.
     ramp.fixture
         .raw(&["HSET", "sb:gatestate:{test:job}", "rollout", "12345"])
@@ -206,28 +210,25 @@ async fn a_lost_record_ends_the_rollout_and_says_so() {
         text(&ramp.fixture, &["HGET", "sb:gatestate:{test:job}", "rollout"]).await == "0"
     })
     .await;
-    assert_eq!(ramp.record().await.status, Status::Promoted);
+    assert_eq!(ramp.record().await.status, Status::Overruled);
 }
 
 // P9: a driver that was frozen past its lease wakes up beside its successor: one of them steps, each step once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_driver_that_was_frozen_steps_no_more() {
-    let mut pools = Pools::new(3).await;
+    let pools = Pools::new(2).await;
     let _traffic = pools.traffic("");
     begin(&pools.fixture, QUICK).await;
-    for _ in 0..2 {
-        let first = pools.driver().await;
-        pools.all[first].0.stop();
-        eventually("another drives", patience(LONG), async || {
-            let driver = store(&pools.fixture).driver().await.unwrap()?;
-            let (process, _) = &pools.all[first];
-            let began = |line: &String| line.contains("session begun") && line.contains(driver.as_str());
-            (!process.lines().iter().any(began)).then_some(())
-        })
-        .await;
-        pools.all[first].0.cont();
-    }
-    pools.add().await;
+    let first = pools.driver().await;
+    pools.all[first].0.stop();
+    eventually("another drives", patience(LONG), async || {
+        let driver = store(&pools.fixture).driver().await.unwrap()?;
+        let (process, _) = &pools.all[first];
+        let began = |line: &String| line.contains("session begun") && line.contains(driver.as_str());
+        (!process.lines().iter().any(began)).then_some(())
+    })
+    .await;
+    pools.all[first].0.cont();
     let record = becomes(&pools.fixture, Status::Promoted).await;
     assert_each_step_once(&pools.fixture, &record).await;
 }
@@ -279,6 +280,35 @@ async fn kills_restarts_and_lost_leases_lose_no_step() {
         }
     })
     .await;
+    assert_each_step_once(&pools.fixture, &record).await;
+}
+
+// P9: steps whose replies were lost, and which Redis made: whoever looks next goes on from there.
+#[tokio::test(flavor = "multi_thread")]
+async fn steps_whose_replies_are_lost_are_made_once() {
+    let mut pools = Pools::new(0).await;
+    let link = Link::to(pools.fixture.server.port()).await;
+    for _ in 0..2 {
+        pools.add_at(&link.url()).await;
+    }
+    let _traffic = pools.traffic("");
+    begin(&pools.fixture, QUICK).await;
+    let over = AtomicBool::new(false);
+    let trouble = async {
+        while !over.load(Ordering::SeqCst) {
+            link.set(Mode::DropReplies).await;
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            link.set(Mode::Pass).await;
+            tokio::time::sleep(Duration::from_millis(700)).await;
+        }
+    };
+    let watch = async {
+        let record = becomes(&pools.fixture, Status::Promoted).await;
+        over.store(true, Ordering::SeqCst);
+        record
+    };
+    let ((), record) = tokio::join!(trouble, watch);
+    assert!(link.counters().swallowed_bytes > 0);
     assert_each_step_once(&pools.fixture, &record).await;
 }
 

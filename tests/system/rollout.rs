@@ -485,13 +485,17 @@ impl Pools {
     }
 
     pub(crate) async fn add(&mut self) {
+        self.add_at(&self.fixture.server.url()).await;
+    }
+
+    pub(crate) async fn add_at(&mut self, url: &str) {
         let file = self.directory.path().join(format!("starts-{}", self.all.len()));
         let mut witness = Witness::default();
         witness.watch(&file);
-        let (url, file) = (self.fixture.server.url(), file.display().to_string());
+        let file = file.display().to_string();
         let args = [
             "--redis",
-            &url,
+            url,
             "--versions",
             "v1,v2",
             "--witness",
