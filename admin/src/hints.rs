@@ -139,7 +139,17 @@ fn of_gate(facts: &Facts<'_>, out: &mut Vec<Hint>) {
 fn of_rollout(facts: &Facts<'_>, out: &mut Vec<Hint>) {
     let Some(record) = facts.rollout else { return };
     let look = format!("see `switchback rollout status {}`", facts.queue.task_type);
+    let otherwise = |shown: &&Shown| record.status.is_live() && !record.agrees_with(&shown.gate);
     let (level, code, text) = match record.status {
+        // Whoever drives sees that within a moment; is nobody there, it stands in the way of the next one.
+        _ if facts.shown.as_ref().is_some_and(otherwise) => (
+            Level::Warning,
+            "rollout_overruled",
+            format!(
+                "the gate was set otherwise than the rollout of {} left it, and nobody has ended that yet: `switchback rollout abort {}`",
+                record.to, facts.queue.task_type
+            ),
+        ),
         Status::Running | Status::Paused => (
             Level::Info,
             "rollout_running",

@@ -148,4 +148,6 @@ pub(crate) fn micros(length: std::time::Duration) -> u64 {
 }
 
 #[cfg(test)]
+mod garbage;
+#[cfg(test)]
 mod tests;

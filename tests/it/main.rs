@@ -1,6 +1,7 @@
 //! The system as a whole, from outside.
 
 mod architecture;
+mod attacks_rollout;
 mod audit;
 mod blast;
 mod cancel;

@@ -1,6 +1,7 @@
 //! Workers, producers and gates together, on a real Redis.
 
 mod attacks;
+mod attacks_rollout;
 mod attempts;
 mod bad_input;
 mod cancel;

@@ -28,23 +28,23 @@ use tokio::task::JoinSet;
 
 use crate::fixture::{Fixture, Job};
 
-const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 /// Small enough for a test to go through all of it; the statistics are those of a real one.
-const QUICK: &str = r#"{"steps":[10,50,100],"bake":"1s","min_samples":30,"extend":100,"watch":"1s",
+pub(crate) const QUICK: &str = r#"{"steps":[10,50,100],"bake":"1s","min_samples":30,"extend":100,"watch":"1s",
     "guard":{"block_secs":1,"alpha":0.05,"promote_margin":0.1,"baseline_min":50,"burn":{"active_min":20}}}"#;
 
-type Handled = Pin<Box<dyn Future<Output = Result<(), TaskError>> + Send>>;
+pub(crate) type Handled = Pin<Box<dyn Future<Output = Result<(), TaskError>> + Send>>;
 
 /// How often a version fails, in percent.
 #[derive(Clone, Default)]
-struct Fails(Arc<AtomicU64>);
+pub(crate) struct Fails(Arc<AtomicU64>);
 
 impl Fails {
-    fn set(&self, percent: u64) {
+    pub(crate) fn set(&self, percent: u64) {
         self.0.store(percent, Ordering::SeqCst);
     }
 
-    fn handler(&self) -> impl Fn(Job, Context) -> Handled + Send + Sync + 'static + use<> {
+    pub(crate) fn handler(&self) -> impl Fn(Job, Context) -> Handled + Send + Sync + 'static + use<> {
         let percent = Arc::clone(&self.0);
         move |job: Job, ctx: Context| {
             let fails = ctx.attempt == 1 && (job.n * 37 % 100) < percent.load(Ordering::SeqCst);
@@ -60,11 +60,11 @@ impl Fails {
 }
 
 /// Traffic until dropped.
-struct Traffic(#[expect(dead_code, reason = "dropped with it")] JoinSet<()>);
+pub(crate) struct Traffic(#[expect(dead_code, reason = "dropped with it")] JoinSet<()>);
 
 impl Traffic {
     /// About 300 tasks per second; all with one key if there is one.
-    fn begin(fixture: &Fixture, key: Option<&'static str>) -> Self {
+    pub(crate) fn begin(fixture: &Fixture, key: Option<&'static str>) -> Self {
         let (producer, mut tasks) = (fixture.producer.clone(), JoinSet::new());
         tasks.spawn(async move {
             for n in (0..).step_by(15) {
@@ -84,16 +84,19 @@ impl Traffic {
     }
 }
 
-struct Ramp {
-    fixture: Fixture,
-    v1: Fails,
-    v2: Fails,
+pub(crate) struct Ramp {
+    pub(crate) fixture: Fixture,
+    pub(crate) v1: Fails,
+    pub(crate) v2: Fails,
 }
 
 impl Ramp {
     /// A worker that has both versions, v1 active.
-    async fn new() -> Self {
-        let mut fixture = Fixture::new().await;
+    pub(crate) async fn new() -> Self {
+        Self::on(Fixture::new().await).await
+    }
+
+    pub(crate) async fn on(mut fixture: Fixture) -> Self {
         let (v1, v2) = (Fails::default(), Fails::default());
         let config = fixture.config();
         fixture
@@ -106,32 +109,32 @@ impl Ramp {
         Self { fixture, v1, v2 }
     }
 
-    fn store(&self) -> RolloutStore {
+    pub(crate) fn store(&self) -> RolloutStore {
         store(&self.fixture)
     }
 
-    async fn start(&self, spec: &str) {
+    pub(crate) async fn start(&self, spec: &str) {
         begin(&self.fixture, spec).await;
     }
 
-    async fn record(&self) -> Record {
+    pub(crate) async fn record(&self) -> Record {
         record(&self.fixture).await
     }
 
-    async fn becomes(&self, status: Status) -> Record {
+    pub(crate) async fn becomes(&self, status: Status) -> Record {
         becomes(&self.fixture, status).await
     }
 
-    async fn gate(&self) -> Gate {
+    pub(crate) async fn gate(&self) -> Gate {
         self.fixture.gates.show(&self.fixture.queue).await.unwrap().gate
     }
 }
 
-fn store(fixture: &Fixture) -> RolloutStore {
+pub(crate) fn store(fixture: &Fixture) -> RolloutStore {
     RolloutStore::new(&fixture.store, &fixture.queue)
 }
 
-async fn record(fixture: &Fixture) -> Record {
+pub(crate) async fn record(fixture: &Fixture) -> Record {
     let fields = store(fixture).read().await.unwrap().0;
     Record::parse(&fields).unwrap().unwrap()
 }
@@ -148,13 +151,13 @@ async fn first_step(fixture: &Fixture, spec: &str) -> Step {
     start(&spec, &"v1".parse().unwrap(), &"v2".parse().unwrap(), &setting, false)
 }
 
-async fn begin(fixture: &Fixture, spec: &str) {
+pub(crate) async fn begin(fixture: &Fixture, spec: &str) {
     let step = first_step(fixture, spec).await;
     let stepped = store(fixture).step(&step).await.unwrap();
     assert!(matches!(stepped, Stepped::Yes { .. }), "{stepped:?}");
 }
 
-async fn becomes(fixture: &Fixture, status: Status) -> Record {
+pub(crate) async fn becomes(fixture: &Fixture, status: Status) -> Record {
     eventually(&format!("the rollout is {status}"), patience(LONG), async || {
         let record = record(fixture).await;
         match record.status == status {
@@ -457,15 +460,18 @@ async fn a_person_who_promotes_what_the_guard_rolls_back() {
 }
 
 /// Worker processes whose driver can be killed.
-struct Pools {
-    fixture: Fixture,
+pub(crate) struct Pools {
+    pub(crate) fixture: Fixture,
     directory: TempDir,
-    all: Vec<(Process, Witness)>,
+    pub(crate) all: Vec<(Process, Witness)>,
 }
 
 impl Pools {
-    async fn new(count: usize) -> Self {
-        let mut fixture = Fixture::new().await;
+    pub(crate) async fn new(count: usize) -> Self {
+        Self::on(Fixture::new().await, count).await
+    }
+
+    pub(crate) async fn on(mut fixture: Fixture, count: usize) -> Self {
         fixture.queue = switchback_common::Queue::new("test".parse().unwrap(), "probe".parse().unwrap());
         let mut pools = Self {
             fixture,
@@ -478,14 +484,18 @@ impl Pools {
         pools
     }
 
-    async fn add(&mut self) {
+    pub(crate) async fn add(&mut self) {
+        self.add_at(&self.fixture.server.url()).await;
+    }
+
+    pub(crate) async fn add_at(&mut self, url: &str) {
         let file = self.directory.path().join(format!("starts-{}", self.all.len()));
         let mut witness = Witness::default();
         witness.watch(&file);
-        let (url, file) = (self.fixture.server.url(), file.display().to_string());
+        let file = file.display().to_string();
         let args = [
             "--redis",
-            &url,
+            url,
             "--versions",
             "v1,v2",
             "--witness",
@@ -500,22 +510,26 @@ impl Pools {
         self.all.push((process, witness));
     }
 
-    /// Kills the process that drives.
-    async fn kill_driver(&mut self) {
-        // One that was killed holds its lease for a while.
-        let place = eventually("one of them drives", patience(LONG), async || {
+    /// The place of the process that drives. One that was killed holds its lease for a while.
+    pub(crate) async fn driver(&self) -> usize {
+        eventually("one of them drives", patience(LONG), async || {
             let driver = store(&self.fixture).driver().await.unwrap()?;
             self.all.iter().position(|(process, _)| {
                 let began = |line: &String| line.contains("session begun") && line.contains(driver.as_str());
                 process.lines().iter().any(began)
             })
         })
-        .await;
+        .await
+    }
+
+    /// Kills the process that drives.
+    pub(crate) async fn kill_driver(&mut self) {
+        let place = self.driver().await;
         let (process, _) = self.all.remove(place);
         process.kill9();
     }
 
-    fn traffic(&self, then: &'static str) -> JoinSet<()> {
+    pub(crate) fn traffic(&self, then: &'static str) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
         let server = self.fixture.server.url();
         tasks.spawn(async move {

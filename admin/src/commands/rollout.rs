@@ -76,6 +76,8 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: RolloutVerb) 
         } => {
             on(task_type)
                 .turn(out, &change, "aborted", |record, gate, setting| {
+                    // Nobody may be there who would see that it is over, and it must not stand in the way of the next one.
+                    let keep = keep || !record.agrees_with(gate);
                     rollout::abort(record, gate, keep, setting)
                 })
                 .await
@@ -408,12 +410,16 @@ impl On<'_> {
             };
             record = self.observed(record, shown.gate.paused, now_us).await?;
             if record.status.is_live() && !record.agrees_with(&shown.gate) {
-                return Err(Failure::Refused(format!(
+                let otherwise = format!(
                     "the gate of {} was set otherwise ({}), which ends the rollout of {}",
                     self.queue,
                     words(&shown.gate),
                     record.to
-                )));
+                );
+                if done != "aborted" {
+                    return Err(Failure::Refused(otherwise));
+                }
+                tell(format_args!("{otherwise}; the gate stays as it is"));
             }
             let setting = Setting {
                 ..self.setting(change, shown.rev, now_us, &op)

@@ -498,9 +498,9 @@ pub(crate) fn parse_state(
     Ok((reply::count(what, &time)?, signals, sealed))
 }
 
-/// A gate key of another type (`SET` for `HSET`) reads as an empty hash: an edit, which sealing puts right (P8).
-pub(crate) fn or_lost(gate: Result<Value, StoreError>) -> Result<Value, StoreError> {
-    match gate {
+/// A key of another type (`SET` for `HSET`) reads as an empty one. Of a gate that is an edit, which sealing puts right (P8).
+pub(crate) fn or_lost(found: Result<Value, StoreError>) -> Result<Value, StoreError> {
+    match found {
         Err(StoreError::Redis { source, .. }) if source.code() == Some("WRONGTYPE") => Ok(Value::Nil),
         other => other,
     }

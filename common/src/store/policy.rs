@@ -159,6 +159,6 @@ pub async fn set(
     limits::put(store, queue, &key(store, queue), "policy", &[edit], by, why).await
 }
 
-fn is_of_another_type(error: &StoreError) -> bool {
+pub(crate) fn is_of_another_type(error: &StoreError) -> bool {
     matches!(error, StoreError::Redis { source, .. } if source.code() == Some("WRONGTYPE"))
 }

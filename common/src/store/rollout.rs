@@ -10,8 +10,9 @@ use redis::{Cmd, Pipeline, Value};
 use super::{
     connect::Store,
     error::StoreError,
-    gate::{GateStore, Sealed, parse_state},
+    gate::{GateStore, Sealed, or_lost, parse_state},
     keyspace::Key,
+    policy::is_of_another_type,
     reply, script,
 };
 use crate::{
@@ -37,10 +38,10 @@ pub enum Onto {
     },
     /// This rollout, as it was.
     Rollout {
-        /// Its id.
-        id: u64,
-        /// Its serial.
-        serial: u64,
+        /// Its id, as it stands in the record; `0` or empty if none does.
+        id: String,
+        /// Its serial, as it stands in the record.
+        serial: String,
     },
 }
 
@@ -148,7 +149,8 @@ impl RolloutStore {
         self.store.keyspace().render(key)
     }
 
-    /// The record of the rollout that runs, or ran last; empty if there was none. And Redis's clock, µs.
+    /// The record of the rollout that runs, or ran last; empty if there was none, unreadable if somebody made another type
+    /// of it. And Redis's clock, µs.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -160,7 +162,11 @@ impl RolloutStore {
         let mut replies = link.run_pipe(&mut pipe).await?.into_iter();
         let mut next =
             || -> Result<Value, StoreError> { replies.next().unwrap_or(Ok(Value::Nil)).map_err(|e| link.error(e)) };
-        Ok((reply::fields("rollout", next()?)?, reply::time_us(next()?)?))
+        let fields = match next() {
+            Err(error) if is_of_another_type(&error) => vec![(b"of another type".to_vec(), Vec::new())],
+            value => reply::fields("rollout", value?)?,
+        };
+        Ok((fields, reply::time_us(next()?)?))
     }
 
     /// Makes a step: gate, record, signal and log at once.
@@ -178,7 +184,7 @@ impl RolloutStore {
             .key(&self.driver);
         match &step.onto {
             Onto::Nothing { dry_run } => call.arg(if *dry_run { "dry" } else { "start" }).arg("").arg(""),
-            Onto::Rollout { id, serial } => call.arg("go").arg(id.to_string()).arg(serial.to_string()),
+            Onto::Rollout { id, serial } => call.arg("go").arg(id).arg(serial),
         };
         call.arg(step.if_rev.map_or_else(String::new, |rev| rev.to_string()))
             .arg(step.driver.as_ref().map_or("", SessionId::as_str))
@@ -254,7 +260,7 @@ impl RolloutStore {
         let link = self.store.warm().await?;
         let mut cmd = Cmd::new();
         cmd.arg("GET").arg(&self.driver);
-        let holder = reply::text("driver", link.run(cmd).await?)?;
+        let holder = reply::text("driver", or_lost(link.run(cmd).await)?)?;
         Ok((!holder.is_empty()).then(|| SessionId::from_found(&holder)))
     }
 
@@ -270,7 +276,7 @@ impl RolloutStore {
         }
         let replies = link.run_pipe(&mut pipe).await?;
         let read = |(n, value): (u64, Result<Value, redis::RedisError>)| {
-            Ok((n, reply::fields("block", value.map_err(|e| link.error(e))?)?))
+            Ok((n, reply::fields("block", or_lost(value.map_err(|e| link.error(e)))?)?))
         };
         (from..=to).zip(replies).map(read).collect()
     }
@@ -306,7 +312,7 @@ impl RolloutStore {
         cmd.arg("HGET")
             .arg(self.key(&Key::Versions(self.queue.clone())))
             .arg(version.as_str());
-        reply::text("version", link.run(cmd).await?)
+        reply::text("version", or_lost(link.run(cmd).await)?)
     }
 
     /// What people wished for the rollouts of this queue: JSON, empty if nothing.

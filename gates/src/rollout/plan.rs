@@ -6,7 +6,7 @@ use switchback_common::{
     envelope::Fields,
     store::{
         gate::HistoryEntry,
-        reply::field_number,
+        reply::field_text,
         rollout::{Mark, Onto, Step},
     },
 };
@@ -52,8 +52,8 @@ pub fn plan(record: &Record, action: &Action, setting: &Setting) -> Step {
     let (from, to) = (record.from.clone(), record.to.clone());
     let mut step = Step {
         onto: Onto::Rollout {
-            id: record.id,
-            serial: record.serial,
+            id: record.id.to_string(),
+            serial: record.serial.to_string(),
         },
         if_rev: Some(setting.rev),
         driver: setting.driver.clone(),
@@ -333,9 +333,10 @@ pub fn bury(fields: &Fields, setting: &Setting) -> Step {
         by(setting)
     );
     Step {
+        // As they stand there, numbers or not.
         onto: Onto::Rollout {
-            id: field_number(fields, "id"),
-            serial: field_number(fields, "serial"),
+            id: field_text(fields, "id"),
+            serial: field_text(fields, "serial"),
         },
         if_rev: Some(setting.rev),
         driver: None,

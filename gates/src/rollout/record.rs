@@ -6,7 +6,7 @@ use serde::Serialize;
 use switchback_common::{
     Version,
     envelope::Fields,
-    store::reply::{field_number, field_text},
+    store::reply::{field, field_number, field_text},
 };
 
 use super::spec::Spec;
@@ -19,6 +19,9 @@ use crate::{
 const BLOCK_GRACE_US: u64 = 2_000_000;
 /// Most blocks that one look reads (P10).
 pub const MAX_BLOCKS: u64 = 60;
+
+/// Largest number of a record: what Lua holds.
+const MAX_NUMBER: u64 = (1 << 53) - 1;
 
 /// Where a rollout is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -154,25 +157,42 @@ pub struct InvalidRecord {
 }
 
 impl Record {
-    /// Reads the record. `None`: there never was a rollout.
+    /// Reads the record. `None`: there never was a rollout, or what is left of one that is over cannot be read.
     ///
     /// # Errors
-    /// [`InvalidRecord`] when somebody edited it.
+    /// [`InvalidRecord`] when somebody edited that of a rollout that runs.
     pub fn parse(fields: &Fields) -> Result<Option<Self>, InvalidRecord> {
-        if fields.is_empty() {
-            return Ok(None);
+        let status = field_text(fields, "status").parse::<Status>();
+        // What is over, and cannot be read, keeps nobody from beginning another.
+        let over = status.is_ok_and(|status| !status.is_live());
+        match Self::read(fields, status) {
+            _ if fields.is_empty() => Ok(None),
+            Err(_) if over => Ok(None),
+            read => read.map(Some),
         }
+    }
+
+    fn read(fields: &Fields, status: Result<Status, ()>) -> Result<Self, InvalidRecord> {
         let bad = |field, problem: &dyn fmt::Display| InvalidRecord {
             field,
             problem: problem.to_string().chars().take(200).collect(),
         };
         let text = |name| field_text(fields, name);
+        // As a script writes it: a step names id and serial as they stand there, and what is misread is refused for ever.
+        let number = |name| match field_number(fields, name) {
+            n if n > MAX_NUMBER => Err(bad(name, &n)),
+            n if field(fields, name).is_some_and(|text| text != n.to_string().as_bytes()) => {
+                Err(bad(name, &format!("{:?} is not a number", text(name))))
+            }
+            n => Ok(n),
+        };
         let version = |name| text(name).parse().map_err(|e| bad(name, &e));
         let json_or = |name, default: &str| match text(name) {
             empty if empty.is_empty() => default.to_owned(),
             text => text,
         };
         let spec: Spec = serde_json::from_str(&json_or("spec", "{}")).map_err(|e| bad("spec", &e))?;
+        spec.validate().map_err(|e| bad("spec", &e))?;
         let guard = match text("guard") {
             empty if empty.is_empty() => {
                 let mut guard = GuardState::new(&spec.guard);
@@ -183,27 +203,30 @@ impl Record {
             }
             json => serde_json::from_str(&json).map_err(|e| bad("guard", &e))?,
         };
-        let status = text("status");
+        let step = usize::try_from(number("step")?).unwrap_or(usize::MAX);
+        if step >= spec.steps.len() {
+            return Err(bad("step", &format!("{step}, and there are {}", spec.steps.len())));
+        }
         let mut record = Self {
-            id: field_number(fields, "id"),
-            serial: field_number(fields, "serial"),
-            status: status.parse().map_err(|()| bad("status", &status))?,
+            id: number("id")?,
+            serial: number("serial")?,
+            status: status.map_err(|()| bad("status", &text("status")))?,
             from: version("from")?,
             to: version("to")?,
             build: text("build"),
-            step: usize::try_from(field_number(fields, "step")).unwrap_or(0),
-            step_since_us: field_number(fields, "step_since_us"),
-            baked_us: field_number(fields, "baked_us"),
-            looked_us: field_number(fields, "looked_us"),
-            rev: field_number(fields, "rev"),
-            next_block: field_number(fields, "next_block"),
+            step,
+            step_since_us: number("step_since_us")?,
+            baked_us: number("baked_us")?,
+            looked_us: number("looked_us")?,
+            rev: number("rev")?,
+            next_block: number("next_block")?,
             counted: serde_json::from_str(&json_or("counted", "{}")).map_err(|e| bad("counted", &e))?,
             totals: serde_json::from_str(&json_or("totals", "{}")).map_err(|e| bad("totals", &e))?,
             reason: text("reason"),
             evidence: text("evidence"),
             by: text("by"),
             why: text("why"),
-            at_us: field_number(fields, "at_us"),
+            at_us: number("at_us")?,
             op: text("op"),
             events: text("events")
                 .lines()
@@ -215,9 +238,9 @@ impl Record {
             spec,
         };
         if record.next_block == 0 {
-            record.next_block = record.first_block(field_number(fields, "ended_before_us"));
+            record.next_block = record.first_block(number("ended_before_us")?);
         }
-        Ok(Some(record))
+        Ok(record)
     }
 
     /// The block it begins to count in. What another rollout counted a moment ago is not its own.
@@ -254,6 +277,12 @@ impl Record {
         }
     }
 
+    /// Whether there is more closed than one look reads.
+    #[must_use]
+    pub fn is_behind(&self, now_us: u64) -> bool {
+        self.next_block.saturating_add(MAX_BLOCKS / 2) < self.block_of(now_us)
+    }
+
     /// The blocks to look at now, first and last.
     #[must_use]
     pub fn blocks(&self, now_us: u64) -> (u64, u64) {
@@ -271,7 +300,9 @@ impl Record {
     pub fn observe(&mut self, now_us: u64, gate_paused: bool, blocks: &[(u64, Counts)]) {
         let clock_runs = matches!(self.status, Status::Running | Status::Watching) && !gate_paused;
         if clock_runs {
-            self.baked_us = self.baked_us.saturating_add(now_us.saturating_sub(self.looked_us));
+            // Without the time of the last look none has passed.
+            let looked_us = if self.looked_us == 0 { now_us } else { self.looked_us };
+            self.baked_us = self.baked_us.saturating_add(now_us.saturating_sub(looked_us));
         }
         self.looked_us = self.looked_us.max(now_us);
         let watching = self.status == Status::Watching;
@@ -292,13 +323,13 @@ impl Record {
                 false => self.guard.ticked(config, &new),
             }
             self.counted.insert(*n, counts.clone());
-            let end = (n + 1).saturating_mul(length);
+            let end = n.saturating_add(1).saturating_mul(length);
             if now_us >= end.saturating_add(BLOCK_GRACE_US) {
                 if !watching {
                     let share = f64::from(self.spec.share_of(self.step).thousandths()) / 100_000.0;
                     self.guard.closed(config, counts, share);
                 }
-                self.next_block = n + 1;
+                self.next_block = n.saturating_add(1);
             }
         }
         self.counted.retain(|n, _| *n >= self.next_block);

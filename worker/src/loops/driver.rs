@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use switchback_common::{
     StoreError, Version,
     clock::Moment,
+    envelope::Fields,
     store::{
         gate::Sealed,
         rollout::{RolloutStore, Stepped},
@@ -16,7 +17,7 @@ use switchback_common::{
 };
 use switchback_gates::{
     Gate,
-    rollout::{self, Action, Look, MAX_BLOCKS, Record, Setting, Status, counts, next, plan},
+    rollout::{self, Action, Look, Record, Setting, Status, bury, counts, next, plan},
 };
 
 use crate::session::Session;
@@ -25,6 +26,8 @@ use crate::session::Session;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How often the lease is renewed or asked for, and a look that found nothing is written down.
 const TRY_EVERY: Duration = Duration::from_secs(1);
+/// A signal that is there so long after the end is not a late read: it was left behind, and is taken away.
+const LEFT_BEHIND_US: u64 = 3_000_000;
 /// Behind with closed blocks, or overtaken by somebody: at once, but not in a spin.
 const AT_ONCE: Duration = Duration::from_millis(10);
 
@@ -39,6 +42,13 @@ struct Driver {
     live: (Moment, Vec<SessionInfo>),
     /// What is wrong, said once.
     grumbled: String,
+}
+
+/// What there is of a record.
+enum Found {
+    Read(Box<Record>, u64),
+    Lost(Fields),
+    Unreadable,
 }
 
 /// Drives until the session closes.
@@ -93,10 +103,9 @@ impl Driver {
 
     async fn tick(&mut self, id: u64) -> Result<Duration, StoreError> {
         // Reads may overtake each other, and an older one say that nothing runs.
-        if self.counted != id || !self.session.blocks.is_on() {
-            let Some((record, _)) = self.record().await? else {
-                return Ok(TRY_EVERY);
-            };
+        if (self.counted != id || !self.session.blocks.is_on())
+            && let Found::Read(record, _) = self.record().await?
+        {
             let guard = &record.spec.guard;
             let versions = [record.from.clone(), record.to.clone()];
             self.session.blocks.begin(versions, guard.block_secs, guard.per_key_cap);
@@ -117,29 +126,56 @@ impl Driver {
         }
     }
 
-    async fn record(&mut self) -> Result<Option<(Record, u64)>, StoreError> {
+    async fn record(&mut self) -> Result<Found, StoreError> {
         let (fields, now_us) = self.store.read().await?;
-        match Record::parse(&fields) {
-            Ok(record) => Ok(record.map(|record| (record, now_us))),
+        Ok(match Record::parse(&fields) {
+            Ok(Some(record)) => Found::Read(Box::new(record), now_us),
+            // It never is: whoever says that a rollout runs has written one.
+            Ok(None) => Found::Lost(fields),
             Err(error) => {
                 // P8: the gate stays as it is.
                 self.grumble(&error.to_string());
-                Ok(None)
+                Found::Unreadable
+            }
+        })
+    }
+
+    /// Ends a rollout that has no record any more: nobody counts for it, and people are told. The gate stays as it is.
+    async fn bury(&mut self, fields: &Fields) -> Result<Duration, StoreError> {
+        if let Some(sealed) = self.store.gate().await? {
+            let setting = Setting {
+                driver: Some(self.session.id.clone()),
+                rev: sealed.rev,
+                by: format!("session {}", self.session.id),
+                why: "lost".to_owned(),
+                ..Setting::default()
+            };
+            let step = bury(fields, &setting);
+            if let Stepped::Yes { .. } = self.store.step(&step).await? {
+                let Sealed { rev, gate, .. } = &sealed;
+                let queue = &self.session.queue;
+                tracing::error!(queue.name = %queue, gate.rev = rev, ?gate, "the record of the rollout is lost: nobody guards the gate as it is");
             }
         }
+        Ok(TRY_EVERY)
     }
 
     async fn drive(&mut self) -> Result<Duration, StoreError> {
-        let Some((mut record, now_us)) = self.record().await? else {
-            return Ok(TRY_EVERY);
+        let (mut record, now_us) = match self.record().await? {
+            Found::Read(record, now_us) => (*record, now_us),
+            Found::Lost(fields) => return self.bury(&fields).await,
+            Found::Unreadable => return Ok(TRY_EVERY),
         };
-        if !record.status.is_live() {
-            return Ok(TRY_EVERY);
-        }
         let Some(sealed) = self.store.gate().await? else {
             self.grumble("the gate state is lost: the rollout waits");
             return Ok(TRY_EVERY);
         };
+        if !record.status.is_live() {
+            if record.at_us.saturating_add(LEFT_BEHIND_US) < now_us {
+                self.take(&record, Action::Nothing, &sealed, now_us).await?;
+            }
+            return Ok(TRY_EVERY);
+        }
         let gate = match Gate::parse(&sealed.gate) {
             Ok(gate) => gate,
             Err(error) => {
@@ -172,7 +208,7 @@ impl Driver {
             verdict: &verdict,
         };
         let action = next(&record, &look);
-        let behind = record.next_block + MAX_BLOCKS / 2 < record.block_of(now_us);
+        let behind = record.is_behind(now_us);
         let wait = if behind { AT_ONCE } else { LOOK_EVERY };
         if action == Action::Nothing && self.written.elapsed() < TRY_EVERY && !behind {
             // The next look finds the same and more.

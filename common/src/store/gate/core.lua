@@ -92,11 +92,18 @@ end
 local POLICIES = { finish = 1, cancel = 1, revoke = 1 }
 local function stops(g) return g.inflight == 'cancel' or g.inflight == 'revoke' end
 
+-- A list of versions of another type is a lost one.
+local function entry_of(version)
+  local entry = redis.pcall('HGET', versions, version)
+  return type(entry) == 'string' and entry or nil
+end
+
 -- Why nothing may be routed to a version; nil if it may. A retired one keeps its record, and so its label.
+local vouched = {} -- versions that need no record: they are active already
 local function barred(version)
   if string.sub(version, 1, 1) == ':' then return 'unknown version' end -- that is a note among the versions
-  local record = version ~= '' and redis.call('HGET', versions, version)
-  if not record then return 'unknown version' end
+  local record = version ~= '' and entry_of(version)
+  if not record then return (version == '' or not vouched[version]) and 'unknown version' or nil end
   if not string.find(record, '"retired_us"', 1, true) then return nil end
   local ok, fields = pcall(cjson.decode, record)
   local retired = ok and type(fields) == 'table' and fields.retired_us
@@ -160,6 +167,8 @@ local function judge(cur, want)
   local new, refused, dropped = {}, {}, {}
   for _, name in ipairs(FIELDS) do new[name] = cur[name] end
   new.paused = judge_paused(want.paused or '') -- alone and always
+  -- P8: should the list of versions be lost, what is active stays, and the candidate beside it can be taken away.
+  vouched[cur.active] = true
   local only = want.only
   if only and known(only) then
     -- P3: the rollback that always works, whatever else was going on. What came with it is dropped.
@@ -233,9 +242,13 @@ end
 
 -- P3: what was started before `g` on a version that `g` does not reach is told to end (`cancel_rev`), and if it is revoked
 -- its results are refused (`min_rev`, see settle.lua). `stops` tells every gate read from now on that there is news.
-local function stop_withdrawn(g)
-  local reached, fields = reach(g), { 'stops', g.rev }
-  for _, version in ipairs(redis.call('HKEYS', versions)) do
+local function stop_withdrawn(g, cur)
+  local reached, fields, all = reach(g), { 'stops', g.rev }, {}
+  -- Also should the list of versions be lost: what was reached until now.
+  local listed = redis.pcall('HKEYS', versions)
+  for _, version in ipairs(listed.err and {} or listed) do all[version] = true end
+  for version in pairs(reach(cur)) do all[version] = version ~= '' or nil end
+  for version in pairs(all) do
     if not reached[version] and string.sub(version, 1, 1) ~= ':' then
       fields[#fields + 1], fields[#fields + 2] = 'cancel_rev:' .. version, g.rev
       if g.inflight == 'revoke' then fields[#fields + 1], fields[#fields + 2] = 'min_rev:' .. version, g.rev end
@@ -271,7 +284,7 @@ local function write(cur, new, raw, meta)
     else
       redis.call('HDEL', state, 'targets', 'format')
     end
-    if stops(new) then stop_withdrawn(new) end
+    if stops(new) then stop_withdrawn(new, cur) end
   end
   -- A state that begins anew tells every session to read the marks of cancelled tasks again: see cancel.lua.
   if meta.first then redis.call('HSET', state, 'cancels', at) end

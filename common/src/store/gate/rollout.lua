@@ -11,9 +11,11 @@
 local rollout, log, driver = KEYS[5], KEYS[6], KEYS[7]
 local LIVE = { running = 1, paused = 1, held = 1, watching = 1 }
 local act, source, op = ARGV[1], ARGV[6], ARGV[9]
--- A key of a wrong type fails here, before anything is written.
-local now = hash(rollout)
-if ARGV[5] ~= '' and redis.call('GET', driver) ~= ARGV[5] then return { 'not_driver' } end
+local function type_of(key) return redis.call('TYPE', key).ok end
+-- A record of another type is a lost one: `rollout abort --keep` finds neither id nor serial, and begins it anew.
+local now, broken = {}, type_of(rollout) ~= 'hash'
+if not broken then now = hash(rollout) end
+if ARGV[5] ~= '' and (type_of(driver) ~= 'string' or redis.call('GET', driver) ~= ARGV[5]) then return { 'not_driver' } end
 local cur = seal_pending('redis-cli')
 if not cur then return { 'unsealed' } end
 
@@ -24,17 +26,22 @@ local function answer(word, g, serial, id)
   return out
 end
 if op ~= '' and now.op == op then return answer('written', cur, now.serial, now.id) end
+local function same(found, read) return (found or '') == read or not found and read == '0' end
 if act == 'go' then
-  if now.id ~= ARGV[2] or now.serial ~= ARGV[3] then return { 'stale' } end
+  if not same(now.id, ARGV[2]) or not same(now.serial, ARGV[3]) then return { 'stale' } end
 elseif LIVE[now.status or ''] then
   return { 'running', now.id or '0' }
 end
 if ARGV[4] ~= '' and tonumber(ARGV[4]) ~= cur.rev then return reply('moved', cur) end
-if ARGV[12] ~= '' and (redis.call('HGET', versions, ARGV[12]) or '') ~= ARGV[13] then return { 'stale' } end
+-- An entry that was not text when it was read cannot be compared: it is replaced.
+local readable = not string.find(ARGV[13], '\239\191\189', 1, true)
+if ARGV[12] ~= '' and readable and (entry_of(ARGV[12]) or '') ~= ARGV[13] then return { 'stale' } end
 
 local fields = tonumber(ARGV[16])
 local at, new = now_us(), cur
 if fields > 0 then
+  -- P8: the way back is open although the list of versions is lost; `from` was there when this began.
+  vouched[now.from or ''] = true
   local want, asked = for_people(cur), {}
   for name, value in pairs(cur) do asked[name] = value end
   for i = 17, 16 + 2 * fields, 2 do want[ARGV[i]] = ARGV[i + 1] end
@@ -50,11 +57,16 @@ if fields > 0 then
   new = write(cur, judged, gate_hash(), { source = source, by = string.sub(ARGV[7], 1, 64), why = string.sub(ARGV[8], 1, 500),
     op = op, dropped = dropped, forced = string.sub(ARGV[15], 1, 1000) })
 end
-local serial, id = tostring((tonumber(now.serial or '0') or 0) + 1), now.id
+-- Somebody may have made anything of them.
+local function number(text)
+  return string.match(text or '', '^%d+$') and #text < 17 and tonumber(text) or 0
+end
+local serial, id = string.format('%.0f', number(now.serial) + 1), string.format('%.0f', number(now.id))
+if broken then redis.call('DEL', rollout) end
 if act == 'start' then
   id = at
   redis.call('DEL', rollout)
-  redis.call('HSET', rollout, 'id', id, 'started_us', at, 'step_since_us', at, 'looked_us', at, 'ended_before_us', now.at_us or '0')
+  redis.call('HSET', rollout, 'id', id, 'started_us', at, 'step_since_us', at, 'looked_us', at, 'ended_before_us', string.format('%.0f', number(now.at_us)))
 end
 redis.call('HSET', rollout, 'serial', serial, 'rev', new.rev, 'at_us', at)
 if op ~= '' then redis.call('HSET', rollout, 'op', op) end
@@ -63,7 +75,7 @@ local signal = LIVE[redis.call('HGET', rollout, 'status') or ''] and id or '0'
 if redis.call('HGET', state, 'rollout') ~= signal then redis.call('HSET', state, 'rollout', signal) end
 if ARGV[12] ~= '' then
   local marked = string.gsub(string.gsub(ARGV[14], '@rev@', tostring(new.rev)), '@at_us@', at)
-  redis.call('HSET', versions, ARGV[12], marked)
+  redis.pcall('HSET', versions, ARGV[12], marked) -- the rollback matters more than its mark
 end
 if ARGV[10] ~= '' then
   -- The newest few, for people; the log has all of them.

@@ -10,6 +10,9 @@ local MAX_LOOKED = 8 * 1024 * 1024
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
 
+-- Another type is nobody's question.
+local kind = redis.call('TYPE', probe).ok
+if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', probe) end
 local open = redis.call('HMGET', probe, 'id', 'at', 'answer')
 if open[1] and open[1] ~= id and not open[3] then
   local age = now - (tonumber(open[2] or '') or 0)
