@@ -313,7 +313,7 @@ async fn documents_that_cannot_be_understood_change_nothing_and_say_where() {
         ("[queues.mail.gate]\npercent = 100.5", "0 to 100"),
         ("[queues.mail.limits]\nrate = \"fast\"", "100/s"),
         ("[queues.mail.retry]\nmax_attempt = 2", "queues.mail.retry.max_attempt"),
-        ("[queues.mail.rollout]\nsteps = [5, 1]", "must rise"),
+        ("[queues.mail.rollout]\nsteps = [5, 1]", "1 % after 5 %"),
         ("[queues.mail.schedules.n]\ncron = \"every day\"\npayload = 1", "cron"),
         ("[queues.mail", "line 1"),
         ("namespace = \"blog\"", "it is for namespace blog"),
@@ -416,12 +416,12 @@ async fn what_would_strand_work_is_refused_unless_forced_and_that_is_recorded() 
     refused(
         "[queues.mail.gate]\nactive = \"v3\"",
         "no_worker",
-        "no live worker has v3",
+        "no live worker of shop/mail has v3",
     );
     refused(
         "[queues.mail.gate]\npins = { c1 = \"v3\" }",
         "no_worker",
-        "no live worker has v3",
+        "no live worker of shop/mail has v3",
     );
     refused(
         "[queues.mail.gate]\nactive = \"v9\"",
@@ -457,8 +457,8 @@ async fn what_would_strand_work_is_refused_unless_forced_and_that_is_recorded() 
     );
     mail.hset("limits", &["dead", "4"]).await;
     mail.apply("[queues.mail.gate]\npaused = false");
-    // A version that still has tasks in its lane.
-    mail.set("candidate=v2 percent=50");
+    // A version that still has tasks in its lane. Nobody is there to say whether it reads them.
+    mail.set("candidate=v2 percent=50 --force");
     mail.server
         .cli(&["XADD", "sb:lane:{shop:mail}:v2", "*", "payload", "1"])
         .await;

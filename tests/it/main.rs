@@ -24,6 +24,7 @@ mod queue;
 mod readiness;
 mod rollout;
 mod rollout_cli;
+mod rollout_policy;
 mod schedule_cli;
 mod schedules;
 mod sessions;
