@@ -22,9 +22,11 @@ mod moves;
 mod pool;
 mod queue;
 mod readiness;
+
 mod rollout;
 mod rollout_cli;
 mod rollout_policy;
+mod rollout_seams;
 mod schedule_cli;
 mod schedules;
 mod sessions;

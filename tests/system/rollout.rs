@@ -30,7 +30,7 @@ use crate::fixture::{Fixture, Job};
 
 const LONG: Duration = Duration::from_secs(60);
 /// Small enough for a test to go through all of it; the statistics are those of a real one.
-const QUICK: &str = r#"{"steps":[10,50,100],"bake":"1s","min_samples":30,"extend":100,"watch":"1s",
+pub(crate) const QUICK: &str = r#"{"steps":[10,50,100],"bake":"1s","min_samples":30,"extend":100,"watch":"1s",
     "guard":{"block_secs":1,"alpha":0.05,"promote_margin":0.1,"baseline_min":50,"burn":{"active_min":20}}}"#;
 
 type Handled = Pin<Box<dyn Future<Output = Result<(), TaskError>> + Send>>;
@@ -127,11 +127,11 @@ impl Ramp {
     }
 }
 
-fn store(fixture: &Fixture) -> RolloutStore {
+pub(crate) fn store(fixture: &Fixture) -> RolloutStore {
     RolloutStore::new(&fixture.store, &fixture.queue)
 }
 
-async fn record(fixture: &Fixture) -> Record {
+pub(crate) async fn record(fixture: &Fixture) -> Record {
     let fields = store(fixture).read().await.unwrap().0;
     Record::parse(&fields).unwrap().unwrap()
 }
@@ -148,13 +148,13 @@ async fn first_step(fixture: &Fixture, spec: &str) -> Step {
     start(&spec, &"v1".parse().unwrap(), &"v2".parse().unwrap(), &setting, false)
 }
 
-async fn begin(fixture: &Fixture, spec: &str) {
+pub(crate) async fn begin(fixture: &Fixture, spec: &str) {
     let step = first_step(fixture, spec).await;
     let stepped = store(fixture).step(&step).await.unwrap();
     assert!(matches!(stepped, Stepped::Yes { .. }), "{stepped:?}");
 }
 
-async fn becomes(fixture: &Fixture, status: Status) -> Record {
+pub(crate) async fn becomes(fixture: &Fixture, status: Status) -> Record {
     eventually(&format!("the rollout is {status}"), patience(LONG), async || {
         let record = record(fixture).await;
         match record.status == status {

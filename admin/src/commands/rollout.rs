@@ -49,21 +49,21 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: RolloutVerb) 
         RolloutVerb::Status { task_type } => on(task_type).status(out, false).await,
         RolloutVerb::Pause { task_type, change } => {
             on(task_type)
-                .turn(out, &change, "paused", |record, _, setting| {
+                .turn(out, &change, "paused", false, |record, _, setting| {
                     rollout::pause(record, setting)
                 })
                 .await
         }
         RolloutVerb::Resume { task_type, change } => {
             on(task_type)
-                .turn(out, &change, "resumed", |record, _, setting| {
+                .turn(out, &change, "resumed", false, |record, _, setting| {
                     rollout::resume(record, setting)
                 })
                 .await
         }
         RolloutVerb::Promote { task_type, all, change } => {
             on(task_type)
-                .turn(out, &change, "promoted", |record, _, setting| {
+                .turn(out, &change, "promoted", false, |record, _, setting| {
                     rollout::promote(record, all, setting)
                 })
                 .await
@@ -79,7 +79,7 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: RolloutVerb) 
             change,
         } => {
             on(task_type)
-                .turn(out, &change, "aborted", |record, gate, setting| {
+                .turn(out, &change, "aborted", keep, |record, gate, setting| {
                     rollout::abort(record, gate, keep, setting)
                 })
                 .await
@@ -420,6 +420,7 @@ impl On<'_> {
         out: &mut Output,
         change: &Change,
         done: &str,
+        leaves_the_gate: bool,
         make: impl Fn(&Record, &Gate, &Setting) -> Option<Step>,
     ) -> Result<(), Failure> {
         let op = operation_id();
@@ -430,12 +431,14 @@ impl On<'_> {
                 return Err(Failure::NotFound(format!("{} has no rollout", self.queue)));
             };
             record = self.observed(record, shown.gate.paused, now_us).await?;
-            if record.status.is_live() && !record.agrees_with(&shown.gate) {
+            if record.status.is_live() && !record.agrees_with(&shown.gate) && !leaves_the_gate {
                 return Err(Failure::Refused(format!(
-                    "the gate of {} was set otherwise ({}), which ends the rollout of {}",
+                    "the gate of {} was set otherwise ({}), which ends the rollout of {}: a worker says so within a second, \
+                     and without one `switchback rollout abort {} --keep` does",
                     self.queue,
                     words(&shown.gate),
-                    record.to
+                    record.to,
+                    self.queue.task_type
                 )));
             }
             let setting = Setting {
