@@ -23,6 +23,7 @@ mod pool;
 mod queue;
 mod readiness;
 
+mod rollback_end;
 mod rollout;
 mod rollout_cli;
 mod rollout_policy;

@@ -222,3 +222,23 @@ async fn targets_of_people_are_adopted() {
         "active=v1 candidate=v2 paused=0 percent=50 targets=plan:beta=v2"
     );
 }
+
+// As `gate set` and `gate rollback` have it.
+#[tokio::test]
+async fn a_revert_says_what_becomes_of_what_runs() {
+    let mail = Mail::with_worker().await;
+    mail.set("active=v2");
+    mail.shell
+        .run("gate revert mail --to-rev 1 --inflight revoke --why INC-9")
+        .exits(OK);
+    let newest = mail.shell.json("gate history mail")[0].clone();
+    assert_eq!(newest["inflight"], "revoke", "{newest:#}");
+    let state = mail
+        .server
+        .cli(&["HGET", "sb:gatestate:{shop:mail}", "min_rev:v2"])
+        .await;
+    assert_eq!(
+        redis::from_redis_value::<u64>(state).unwrap(),
+        newest["rev"].as_u64().unwrap()
+    );
+}
