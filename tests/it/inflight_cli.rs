@@ -39,7 +39,7 @@ async fn a_policy_is_carried_out_recorded_and_shown() {
     mail.shell
         .run("gate history mail")
         .exits(OK)
-        .says("v2 only -> v1 only, revoke what ran");
+        .says("active v2 -> v1, revoke what ran");
     assert_eq!(mail.shell.json("gate show mail")["changed"]["inflight"], "revoke");
     mail.shell
         .run("gate show mail")
