@@ -32,10 +32,15 @@ use crate::{output::Format, text::duration};
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  done                           4  no such queue, task, dead letter or schedule
-  1  failed, or interrupted         5  refused: --if-rev moved, invalid value, not ready, limit
-  2  usage or configuration         6  committed, but not everyone confirmed (--wait); task not ended (task wait)
-  3  Redis unreachable              10  config diff, config drift with --exit-code: something differs
+  0  done
+  1  failed, or interrupted; gate blast --certificate: something was started late
+  2  usage or configuration
+  3  Redis unreachable
+  4  no such queue, task, version, dead letter or schedule
+  5  refused: --if-rev moved, invalid value, not ready (gate check, gate set, rollout start), limit; a canary failed
+  6  committed, but not everyone confirmed (--wait, --drain); a canary or a task did not end in time; a certificate that
+     cannot be decided yet
+  10  config diff, config drift with --exit-code: something differs
 
 Settings: flag > environment (SWITCHBACK_REDIS_URL, SWITCHBACK_NAMESPACE) > ./switchback.toml, else
 ~/.config/switchback/config.toml > default. The file holds `namespace` and `[redis]` with `url`, `url_file`, `prefix`.

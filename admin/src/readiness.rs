@@ -62,7 +62,6 @@ pub(crate) struct Backlog {
 ///
 /// # Errors
 /// When Redis does not answer.
-#[expect(dead_code, reason = "what starts a rollout asks too")]
 pub(crate) async fn objections(
     context: &Context,
     queue: &Queue,

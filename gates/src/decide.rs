@@ -52,6 +52,12 @@ pub fn decide<'a>(
     }
 }
 
+/// Whether a pin or a target decides for such a task, whatever the percent is.
+#[must_use]
+pub fn is_placed(gate: &Gate, headers: &BTreeMap<String, String>, routing_key: impl FnOnce() -> String) -> bool {
+    gate.target(headers).is_some() || (!gate.pins.is_empty() && gate.pins.contains_key(&routing_key()))
+}
+
 /// The place of a key between 0 and 99 999: first 32 bits of SHA-1(`type:candidate:key`), scaled.
 #[must_use]
 pub fn bucket(task_type: &TaskType, candidate: &Version, key: &str) -> u32 {
@@ -144,6 +150,8 @@ mod tests {
             let targeted = targets.iter().find(|(target, _)| is(target)).map(|(_, version)| version);
             let expected = pins.get(&key).or(targeted).unwrap_or(&alone);
             prop_assert_eq!(&version, expected);
+            let placed = pins.contains_key(&key) || targeted.is_some();
+            prop_assert_eq!(is_placed(&gate, &headers, || key.clone()), placed);
         }
     }
 

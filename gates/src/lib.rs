@@ -41,6 +41,6 @@ pub mod view;
 pub mod watch;
 
 pub use admin::{GateError, Gates};
-pub use decide::{Decision, decide};
+pub use decide::{Decision, decide, is_placed};
 pub use gate::{Gate, Share};
 pub use view::{GateView, Obeyed, Ruling, Verdict};

@@ -505,8 +505,8 @@ async fn the_log_tells_what_was_done_to_a_queue() {
     assert!(entry["detail"]["after"].as_str().unwrap().contains("100"), "{entry}");
     let entry = &mail.shell.json("queue log mail --kind rollout")[0];
     assert_eq!(
-        (&entry["rev"], &entry["by"], &entry["detail"]["evidence"]),
-        (&json!(5), &json!("guard"), &json!("{}"))
+        (&entry["rev"], &entry["by"], &entry["evidence"]),
+        (&json!(5), &json!("guard"), &json!({}))
     );
     mail.shell.run("queue log mial").exits(NOT_FOUND);
     mail.shell

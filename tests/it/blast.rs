@@ -22,7 +22,7 @@ const ENVELOPE: &str = "sb:envelope:{shop:mail}";
 const VERSIONS: &str = "sb:versions:{shop:mail}";
 
 /// Redis tells when it began in seconds: of what happens in its first the order is never certain.
-async fn aged(server: &RedisServer) {
+pub(crate) async fn aged(server: &RedisServer) {
     let now = async || -> u64 {
         let (s, us): (u64, u64) = redis::from_redis_value(server.cli(&["TIME"]).await).unwrap();
         s * 1_000_000 + us

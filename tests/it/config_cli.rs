@@ -313,7 +313,7 @@ async fn documents_that_cannot_be_understood_change_nothing_and_say_where() {
         ("[queues.mail.gate]\npercent = 100.5", "0 to 100"),
         ("[queues.mail.limits]\nrate = \"fast\"", "100/s"),
         ("[queues.mail.retry]\nmax_attempt = 2", "queues.mail.retry.max_attempt"),
-        ("[queues.mail.rollout]\nsteps = [5, 1]", "must rise"),
+        ("[queues.mail.rollout]\nsteps = [5, 1]", "1 % after 5 %"),
         ("[queues.mail.schedules.n]\ncron = \"every day\"\npayload = 1", "cron"),
         ("[queues.mail", "line 1"),
         ("namespace = \"blog\"", "it is for namespace blog"),

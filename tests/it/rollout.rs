@@ -389,7 +389,7 @@ async fn a_lost_attempt_counts_once_for_each_recovery() {
     let ramp = Ramp::begun().await;
     let (v2, task) = ("v2".parse().unwrap(), "task-1".parse().unwrap());
     for recovered in [1, 1, 2, 1] {
-        ramp.store.count_lost(7, &v2, &task, recovered).await.unwrap();
+        ramp.store.count_lost(7, &v2, &task, recovered, false).await.unwrap();
     }
     let blocks = ramp.store.blocks(6, 7).await.unwrap();
     let counts = switchback_gates::rollout::counts(&blocks[1].1, &"v1".parse().unwrap(), &v2);

@@ -3,10 +3,16 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use redis::Value;
-use switchback_common::store::keyspace::{Key, Keyspace};
+use switchback_common::store::{
+    keyspace::{Key, Keyspace},
+    probe,
+};
 use switchback_tests::{eventually, patience};
 
-use crate::fixture::Fixture;
+use crate::{
+    fixture::{Fixture, Job},
+    rollout::{QUICK, begin},
+};
 
 async fn keys(fixture: &Fixture) -> Vec<(String, String)> {
     let Value::Array(names) = fixture.raw(&["KEYS", "*"]).await else {
@@ -61,12 +67,39 @@ async fn every_key_is_in_the_catalogue() {
         .cancel("job", &"nobody".parse().unwrap())
         .await
         .unwrap();
+    // One that waits all the time: a retry may be over between two looks.
+    let waits = Job {
+        n: 52,
+        then: String::new(),
+    };
+    let waits = fixture.producer.enqueue(&waits).delay(Duration::from_secs(3_600));
+    let waits = waits.await.unwrap();
+    let policy = r#"{"max_attempts":5}"#;
+    fixture.raw(&["HSET", "sb:policy:{test:job}", "retry", policy]).await;
+    fixture
+        .raw(&["XADD", "sb:config:{test}", "*", "kind", "begun", "rev", "1"])
+        .await;
+    begin(&fixture, QUICK).await;
+    let (versions, v2) = (["v1", "v2"].map(|v| v.parse().unwrap()), "v2".parse().unwrap());
+    let mut n = 1_000;
     // Keys come and go: look again and again while it all happens.
     let mut found = BTreeSet::new();
     eventually(
         "every kind of key has been seen",
         patience(Duration::from_secs(20)),
         async || {
+            // What is counted, or limited, is so only while something runs.
+            n += 1;
+            fixture.enqueue([n]).await;
+            probe::ask(
+                &fixture.store,
+                &fixture.queue,
+                &format!("q{n}"),
+                &v2,
+                versions.iter().cloned(),
+            )
+            .await
+            .unwrap();
             for (name, kind) in keys(&fixture).await {
                 let Some(key) = Keyspace::default().parse(&name) else {
                     panic!("{name} is not in the catalogue")
@@ -100,6 +133,12 @@ async fn every_key_is_in_the_catalogue() {
                 "cancel",
                 "result",
                 "queues",
+                "policy",
+                "rollout",
+                "driver",
+                "block",
+                "probe",
+                "config",
             ];
             let missing: Vec<_> = expected
                 .iter()
@@ -113,6 +152,7 @@ async fn every_key_is_in_the_catalogue() {
         },
     )
     .await;
+    fixture.producer.cancel("job", &waits).await.unwrap();
     fixture.drained().await;
     assert!(!seen.all().is_empty());
     let queue = fixture.queue.clone();

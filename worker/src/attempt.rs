@@ -12,7 +12,7 @@ use switchback_common::{
 };
 #[cfg(feature = "faults")]
 use switchback_gates::Gate;
-use switchback_gates::{Decision, Obeyed, decide};
+use switchback_gates::{Decision, Obeyed, decide, is_placed};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span};
 
@@ -146,6 +146,7 @@ struct Start<'a> {
     handler: &'a Handler,
     rev: u64,
     read_us: u64,
+    placed: bool,
     started: Moment,
     /// Its place beside others; `None` if it runs alone.
     beside: Option<Beside<'a>>,
@@ -187,6 +188,7 @@ fn route_under<'a>(session: &'a Session, task: &Claimed, alone: bool, read: &Obe
                 handler,
                 rev: read.ruling.rev,
                 read_us: read.time_us,
+                placed: session.blocks.is_on() && is_placed(gate, &envelope.headers, || envelope.routing_key()),
                 started,
                 beside,
                 permit,
@@ -400,6 +402,7 @@ fn finish(session: &Session, task: &Claimed, begun: Begun<'_>, end: End) -> Outc
             attempt,
             recovered: envelope.recovered,
             key: session.blocks.fingerprint(envelope),
+            placed: start.placed,
             ended,
             took,
             rev: start.rev,

@@ -13,7 +13,7 @@ use std::{
 };
 
 use switchback_common::{Version, envelope::Envelope, store::log::Ended, store::rollout::RolloutStore, took};
-use switchback_gates::{Decision, decide, rollout::block_us};
+use switchback_gates::{Decision, decide, is_placed, rollout::block_us};
 use tokio::sync::Notify;
 
 use crate::{attempt::Claimed, outcome::Ran, session::Session};
@@ -41,6 +41,8 @@ struct Counting {
     block: u64,
     /// Attempts of each key in this block, by version.
     seen: HashMap<(bool, u64), u64>,
+    /// What the last batch added to `seen`.
+    added: Vec<(bool, u64)>,
 }
 
 impl Blocks {
@@ -71,6 +73,7 @@ impl Blocks {
             cap,
             block: 0,
             seen: HashMap::new(),
+            added: Vec::new(),
         });
         self.on.store(true, Ordering::Release);
     }
@@ -103,6 +106,7 @@ impl Blocks {
         let counting = counting.as_mut()?;
         let mut counters: BTreeMap<String, u64> = BTreeMap::new();
         let block = now_us / block_us(counting.secs);
+        counting.added.clear();
         for ran in ran {
             if !counting.counts(ran, block) {
                 continue;
@@ -117,8 +121,22 @@ impl Blocks {
             if ran.ended == Ended::Dead {
                 add("dead");
             }
+            if ran.placed {
+                add("placed");
+            }
         }
         (!counters.is_empty()).then(|| (block, counters.into_iter().collect()))
+    }
+
+    /// The last batch was not settled, and comes again: its keys are counted then.
+    pub(crate) fn uncount(&self) {
+        if let Some(counting) = self.counting().as_mut() {
+            for of_key in counting.added.drain(..) {
+                if let Some(seen) = counting.seen.get_mut(&of_key) {
+                    *seen = seen.saturating_sub(1);
+                }
+            }
+        }
     }
 
     fn block(&self, now_us: u64) -> Option<u64> {
@@ -140,6 +158,7 @@ impl Counting {
         if self.block != block {
             self.block = block;
             self.seen.clear();
+            self.added.clear();
         }
         let of_key = (ran.version == self.versions[0], key);
         if self.seen.len() >= MAX_KEYS && !self.seen.contains_key(&of_key) {
@@ -147,6 +166,7 @@ impl Counting {
         }
         let seen = self.seen.entry(of_key).or_default();
         *seen += 1;
+        self.added.push(of_key);
         *seen <= self.cap
     }
 }
@@ -171,8 +191,9 @@ pub(crate) async fn count_lost(session: &Session, task: &Claimed) {
         return;
     }
     let rollouts = RolloutStore::new(&session.store, &session.queue);
+    let placed = is_placed(&ruling.gate, &envelope.headers, || envelope.routing_key());
     let counted = rollouts
-        .count_lost(block, version, &envelope.id, envelope.recovered)
+        .count_lost(block, version, &envelope.id, envelope.recovered, placed)
         .await;
     if let Err(error) = counted {
         tracing::debug!(queue.name = %session.queue, %error, "cannot count a lost attempt");
@@ -192,6 +213,7 @@ mod tests {
             attempt,
             recovered: 0,
             key,
+            placed: false,
             ended,
             took: Duration::from_millis(3),
             rev: 1,
@@ -251,8 +273,30 @@ mod tests {
         );
         assert_eq!(count(&blocks, 9, &one_key), "");
         assert!(count(&blocks, 10, &one_key).starts_with("1: v1:f=2 "));
+        let placed = Ran {
+            placed: true,
+            ..ran("v2", 1, Ended::Done, None)
+        };
+        assert_eq!(count(&blocks, 10, &[placed]), "1: v2:n=1 v2:placed=1 v2:t7=1");
         let keyless: Vec<Ran> = (0..10).map(|_| ran("v1", 1, Ended::Done, None)).collect();
         assert!(count(&blocks, 10, &keyless).contains("v1:n=10"));
+    }
+
+    // A batch with revoked results is refused as a whole and built anew: its other tasks are still the first of their keys.
+    #[test]
+    fn a_batch_that_comes_again_is_counted_once() {
+        let blocks = blocks(2);
+        let mut batch = [ran("v2", 1, Ended::Done, Some(7)), ran("v1", 1, Ended::Done, Some(7))];
+        count(&blocks, 5, &[ran("v1", 1, Ended::Done, Some(7))]);
+        let first = count(&blocks, 5, &batch);
+        blocks.uncount();
+        blocks.uncount();
+        batch[0].ended = Ended::Revoked;
+        assert_eq!(
+            (first, count(&blocks, 5, &batch)),
+            ("0: v1:n=1 v1:t7=1 v2:n=1 v2:t7=1".into(), "0: v1:n=1 v1:t7=1".into())
+        );
+        assert_eq!(count(&blocks, 5, &batch), "", "the cap of v1 is used up now");
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub(crate) struct Ran {
     pub(crate) recovered: u32,
     /// Of a task with a key, while its block is counted: the key's fingerprint.
     pub(crate) key: Option<u64>,
+    /// A pin or a target sent it to its version; only known while its block is counted.
+    pub(crate) placed: bool,
     pub(crate) ended: Ended,
     pub(crate) took: Duration,
     pub(crate) rev: u64,

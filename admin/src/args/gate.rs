@@ -131,6 +131,9 @@ malformed: not JSON, which no version can read. left_out: tasks too large for th
         /// Obey even if no live worker has a version of it: its tasks wait until one joins.
         #[arg(long)]
         force: bool,
+        /// What becomes of attempts that run on versions which get nothing any more.
+        #[arg(long, value_enum, value_name = "POLICY", default_value = "finish")]
+        inflight: InFlight,
         #[command(flatten)]
         change: Change,
     },

@@ -5,7 +5,7 @@ use clap::Args;
 use super::When;
 
 pub(crate) const LOG_JSON: &str = "\
-JSON: [{entry, kind, at, at_us, by|null, why|null, session|null, rev|null, text, detail: {field: text}}]
+JSON: [{entry, kind, at, at_us, by|null, why|null, session|null, rev|null, text, evidence|null, detail: {field: text}}]
 kind: gate (a revision, or an edit that was refused: `gate history` has all of it), rollout, alert, limits, policy, version,
   schedule_changed, requeued, refunded, discarded, cancel, poison, stale, server, and whatever other releases write; when asked
   for: joined, left, reaping, recovered, scheduled, settled.

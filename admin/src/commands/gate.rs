@@ -64,8 +64,9 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: GateVerb) -> 
             task_type,
             to_rev,
             force,
+            inflight,
             change,
-        } => revert::revert(context, out, &context.queue(task_type), to_rev, force, change).await,
+        } => revert::revert(context, out, &context.queue(task_type), to_rev, force, inflight, change).await,
         GateVerb::History { task_type, filter } => {
             history::history(context, out, &context.queue(task_type), &filter).await
         }

@@ -7,6 +7,7 @@ use std::path::Path;
 use switchback_common::{
     Queue, Version,
     config::read_toml,
+    envelope::clip,
     store::{
         gate::Sealed,
         keyspace::Key,
@@ -17,22 +18,26 @@ use switchback_common::{
 use switchback_gates::{
     Gate, GateError, Share,
     admin::{Shown, operation_id},
+    readiness::Level,
     rollout::{self, Record, RolledBack, Setting, Spec, counts, rolled_back},
 };
 
 use self::view::RolloutView;
 use crate::{
     args::{Change, RolloutVerb, StartArgs},
-    change::{self, Answer, signature},
+    change::{self, Answer, is_passable, signature},
     context::Context,
     exit::Failure,
     output::{Output, tell, warn},
+    readiness,
     text::{ago, count, plain},
     view::{has, words},
 };
 
 /// Times a step is made anew because the gate, or the rollout, moved in between.
 const TRIES: usize = 5;
+/// As long as the history keeps.
+const MAX_FORCED_BYTES: usize = 1_000;
 const MAX_FILE_BYTES: u64 = 256 * 1024;
 
 pub(crate) async fn run(context: &Context, out: &mut Output, verb: RolloutVerb) -> Result<(), Failure> {
@@ -114,12 +119,13 @@ struct Facts<'a> {
 }
 
 /// An objection, and whether --force passes over it.
+#[derive(Clone)]
 struct Objection {
     text: String,
     passable: bool,
 }
 
-/// Everything that speaks against a start, so that a person sees it at once. Readiness has its own.
+/// Everything that speaks against a start, so that a person sees it at once. Readiness has its own: see `unready`.
 fn objections(facts: &Facts<'_>) -> Vec<Objection> {
     let mut out = Vec::new();
     let mut object = |passable: bool, text: String| out.push(Objection { text, passable });
@@ -182,10 +188,15 @@ fn objections(facts: &Facts<'_>) -> Vec<Objection> {
         }
         _ => {}
     }
-    if with(&shown.gate.active) == 0 {
+    // P3: there must be somewhere to go back to.
+    let from = &shown.gate.active;
+    let holds = |s: &&SessionInfo| has(s, from) && s.open.contains(from);
+    if with(from) == 0 {
+        object(true, format!("no live worker has {from}, which a rollback would go to"));
+    } else if facts.live.iter().filter(holds).count() == with(from) {
         object(
             true,
-            format!("no live worker has {}, which a rollback would go to", shown.gate.active),
+            format!("every live worker holds {from} because it fails there, and a rollback would go to it"),
         );
     }
     out
@@ -234,6 +245,7 @@ impl On<'_> {
         let queue = &self.queue;
         let (spec, to) = self.spec(args).await?;
         let op = operation_id();
+        let mut unready = None;
         for attempt in 1..=TRIES {
             let shown = self.shown().await?;
             self.check_rev(&args.change, &shown)?;
@@ -246,7 +258,7 @@ impl On<'_> {
             };
             // Ours, if the reply was lost.
             let running = record.as_ref().filter(|record| record.op != op);
-            let found = objections(&Facts {
+            let mut found = objections(&Facts {
                 queue,
                 shown: &shown,
                 spec: &spec,
@@ -258,6 +270,11 @@ impl On<'_> {
                 now_us,
                 again: args.again,
             });
+            // Asked once, for it may take three seconds; and not where the answer changes nothing.
+            if unready.is_none() && found.iter().all(|o| o.passable) {
+                unready = Some(self.unready(&spec, &to, args.force).await?);
+            }
+            found.extend(unready.iter().flatten().cloned());
             let forced = self.refuse(&found, args.force)?;
             let setting = Setting {
                 entry,
@@ -343,6 +360,28 @@ impl On<'_> {
         Ok((spec, to))
     }
 
+    /// What speaks against giving `to` the share of the first step. The label and its workers were judged before.
+    async fn unready(&self, spec: &Spec, to: &Version, force: bool) -> Result<Vec<Objection>, Failure> {
+        let share = f64::from(spec.share_of(0).thousandths()) / f64::from(Share::ALL.thousandths());
+        let passable = |text: String| Objection { text, passable: true };
+        let found = match readiness::objections(self.context, &self.queue, to, share).await {
+            // Who insists is not stopped by a look that failed.
+            Err(failure) if force && is_passable(&failure) => {
+                return Ok(vec![passable(format!("cannot tell whether {to} is ready: {failure}"))]);
+            }
+            other => other?,
+        };
+        let judged = ["unknown_version", "retired", "rolled_back", "no_worker"];
+        let (blocks, warns): (Vec<_>, Vec<_>) = found
+            .into_iter()
+            .filter(|o| !judged.contains(&o.code))
+            .partition(|o| o.level == Level::Blocks);
+        for said in warns {
+            warn(plain(&said.text));
+        }
+        Ok(blocks.into_iter().map(|o| passable(plain(&o.text))).collect())
+    }
+
     /// Refuses unless nothing stands; else what was passed over.
     fn refuse(&self, found: &[Objection], force: bool) -> Result<String, Failure> {
         let stands = |o: &&Objection| !(o.passable && force);
@@ -352,7 +391,7 @@ impl On<'_> {
         }
         if reasons.is_empty() {
             let passed: Vec<&str> = found.iter().map(|o| o.text.as_str()).collect();
-            return Ok(passed.join("; "));
+            return Ok(clip(&passed.join("; "), MAX_FORCED_BYTES).to_owned());
         }
         let way = if found.iter().filter(stands).all(|o| o.passable) {
             "; --force does it all the same"
@@ -417,7 +456,10 @@ impl On<'_> {
                     record.to
                 );
                 if done != "aborted" {
-                    return Err(Failure::Refused(otherwise));
+                    return Err(Failure::Refused(format!(
+                        "{otherwise}: a worker says so within a second, and without one `switchback rollout abort {}` does",
+                        self.queue.task_type
+                    )));
                 }
                 tell(format_args!("{otherwise}; the gate stays as it is"));
             }

@@ -296,6 +296,12 @@ async fn retire(
                 "the gate of {queue} names {version} ({by}): flip it first (switchback gate show {task_type}); nothing was changed"
             )));
         }
+        Retiring::Rollout { status } => {
+            return Err(Failure::Refused(format!(
+                "a rollout of {queue} that is {status} comes from {version} or goes to it: let it end, or end it \
+                 (switchback rollout abort {task_type}); nothing was changed"
+            )));
+        }
         Retiring::Waiting => {
             return Err(Failure::Refused(format!(
                 "the lane of {version} in {queue} holds tasks: they pass the gate again within seconds while a worker lives; \

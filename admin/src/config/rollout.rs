@@ -1,64 +1,22 @@
 //! The one place where the default rollout policy of a document is checked. Pure.
 
-use std::time::Duration;
-
-use serde::Deserialize;
 use serde_json::{Map, Value};
-use switchback_common::span;
-use switchback_gates::Share;
+use switchback_gates::rollout::Spec;
 
-/// Longest bake time and watch: 30 days.
-const LONGEST: Duration = Duration::from_secs(30 * 24 * 3_600);
-/// Most steps.
-const MAX_STEPS: usize = 100;
-
-/// The keys there are.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RolloutPolicy {
-    steps: Option<Vec<f64>>,
-    bake: Option<String>,
-    min_samples: Option<u64>,
-    watch: Option<String>,
-    inflight: Option<Inflight>,
-    /// The guard's own settings.
-    guard: Option<Map<String, Value>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Inflight {
-    Finish,
-    Cancel,
-    Revoke,
-}
-
-/// Checks a rollout policy.
+/// Checks a rollout policy: it is what `rollout start` begins with.
 pub(crate) fn validate_rollout(json: &Value) -> Result<(), String> {
-    let policy: RolloutPolicy = serde_path_to_error::deserialize(json).map_err(|e| match e.path().to_string() {
+    // A sequence would be read as the fields in their order.
+    if !json.is_object() {
+        return Err("it is no object".to_owned());
+    }
+    let spec: Spec = serde_path_to_error::deserialize(json).map_err(|e| match e.path().to_string() {
         path if path == "." => e.inner().to_string(),
         path => format!("{path}: {}", e.inner()),
     })?;
-    if let Some(steps) = &policy.steps {
-        let shares: Option<Vec<Share>> = steps.iter().map(|step| Share::parse(&step.to_string())).collect();
-        let rising = |shares: &Vec<Share>| shares.windows(2).all(|pair| pair[0] < pair[1]);
-        let valid = shares.filter(|s| !s.is_empty() && s.len() <= MAX_STEPS && s[0] > Share::NONE && rising(s));
-        valid
-            .ok_or_else(|| format!("steps must rise, from above 0 to at most 100 percent, and be 1 to {MAX_STEPS}"))?;
+    if spec.to.is_some() {
+        return Err("to: a policy is for every version; name it when the rollout starts".to_owned());
     }
-    for (name, text) in [("bake", &policy.bake), ("watch", &policy.watch)] {
-        if let Some(text) = text {
-            let length = span::parse(text).map_err(|problem| format!("{name} is {text:?}: {problem}"))?;
-            if length > LONGEST {
-                return Err(format!("{name} is {text}, the limit is 30 days"));
-            }
-        }
-    }
-    match policy.inflight {
-        None | Some(Inflight::Finish | Inflight::Cancel | Inflight::Revoke) => {}
-    }
-    let _ = (policy.min_samples, policy.guard);
-    Ok(())
+    spec.validate().map_err(|e| e.to_string())
 }
 
 /// The policy as it lies in Redis; empty is none.
@@ -83,20 +41,26 @@ mod tests {
 
     #[test]
     fn what_is_no_policy_is_refused_with_its_place() {
-        let sound = json!({"steps": [1, 5.5, 100], "bake": "2m", "min_samples": 300, "watch": "24h",
-            "inflight": "cancel", "guard": {"alpha": 0.01}});
+        let sound = json!({"steps": [1, 5.5, {"percent": 20, "bake": "1h"}, "100 %"], "bake": "2m", "min_samples": 300, "extend": 3,
+            "watch": "24h", "inflight": "cancel", "min_workers": 2, "guard": {"alpha": 0.01}});
         assert_eq!(validate_rollout(&sound), Ok(()));
         assert_eq!(validate_rollout(&json!({})), Ok(()));
         for (wrong, why) in [
             (json!({"step": [1]}), "unknown field `step`"),
-            (json!({"steps": [5, 1]}), "must rise"),
-            (json!({"steps": []}), "must rise"),
-            (json!({"steps": [1, 101]}), "must rise"),
-            (json!({"steps": ["1"]}), "steps[0]"),
-            (json!({"bake": "soon"}), "bake"),
-            (json!({"watch": "31d"}), "30 days"),
-            (json!({"inflight": "drop"}), "inflight"),
-            (json!([1]), "invalid"),
+            (json!({"steps": [5, 1]}), "1 % after 5 %"),
+            (json!({"steps": []}), "there is none"),
+            (json!({"steps": [1, 101]}), "steps[1]: "),
+            (json!({"steps": [{"percent": 1, "soak": "1m"}]}), "unknown field `soak`"),
+            (json!({"bake": "soon"}), "bake: "),
+            (json!({"bake": "8d"}), "7d"),
+            (json!({"watch": "31d"}), "30d"),
+            (json!({"inflight": "drop"}), "inflight: "),
+            (json!({"guard": {"alfa": 1}}), "guard.alfa: "),
+            (json!({"guard": {"alpha": 5}}), "alpha"),
+            (json!({"guard": 5}), "guard: "),
+            (json!({"min_samples": -1}), "min_samples: "),
+            (json!({"to": "v2"}), "for every version"),
+            (json!([1]), "no object"),
         ] {
             let error = validate_rollout(&wrong).unwrap_err();
             assert!(error.contains(why), "{wrong}: {error}");

@@ -409,16 +409,18 @@ pub async fn fullness(link: &Link, store: &Store, queue: &Queue) -> Result<Fulln
     let mut next = || replies.next().unwrap_or(Ok(Value::Nil)).map_err(|e| link.error(e));
     let limit = Limits::alone(Limit::Waiting, &raw(next())?).waiting;
     let mut sum = reply::count("ZCARD", &next()?)?;
-    let versions = reply::array("versions", next()?)?;
+    // Notes among them are no versions, and have no lanes.
+    let versions: Vec<Version> = reply::array("versions", next()?)?
+        .into_iter()
+        .filter_map(|v| reply::text("versions", v).ok()?.parse().ok())
+        .collect();
     for _ in fixed {
         sum += waiting(&GroupInfo::of(&next()?, next().ok())?);
     }
     if limit > 0 && !versions.is_empty() {
         let mut pipe = redis::pipe();
         for version in versions {
-            if let Ok(version) = reply::text("versions", version)?.parse::<Version>() {
-                append_group(&mut pipe, &render(Key::Lane(queue.clone(), version)));
-            }
+            append_group(&mut pipe, &render(Key::Lane(queue.clone(), version)));
         }
         let mut replies = link.run_pipe(&mut pipe).await?.into_iter();
         while let Some(length) = replies.next() {

@@ -96,7 +96,8 @@ pub struct LogEntry {
     /// Its id: orders it against every other entry of the queue's log.
     pub id: StreamId,
     /// `settled`, `joined`, `left`, `reaping`, `recovered`, `poison`, `cancel`, `stale`, `alert`, `scheduled`,
-    /// `schedule_changed`, `requeued`, `refunded`, `discarded`, `limits`, `policy`, `version`, `build_refused`, `server`.
+    /// `schedule_changed`, `requeued`, `refunded`, `discarded`, `limits`, `policy`, `version`, `build_refused`, `server`,
+    /// `rollout`.
     pub kind: String,
     /// The session it speaks of.
     pub session: SessionId,
@@ -106,7 +107,7 @@ pub struct LogEntry {
     pub acked: String,
     /// Of `settled`: the tasks that were cancelled, whether or not an attempt ran, each with its entry.
     pub cancelled: Vec<(TaskId, String)>,
-    /// Of `reaping`, `recovered`, `poison` and `server`: when, µs.
+    /// Of `reaping`, `recovered`, `poison`, `server` and `rollout`: when, µs.
     pub at_us: u64,
     /// Of `recovered`, `poison`, `requeued` (the new entry) and `discarded`: `task=entry …`; of `refunded`: `task=delayed …`;
     /// of `scheduled`: `<schedule>: <task ids>`; else the text.
@@ -131,6 +132,8 @@ pub struct Detail {
     pub version: String,
     /// Of the same, per task: how many attempts were given back.
     pub refunds: Vec<u32>,
+    /// Of `rollout`: JSON of what the guard went by, and of what was touched; empty unless it rolled back.
+    pub evidence: String,
 }
 
 impl Detail {
@@ -158,6 +161,7 @@ impl Detail {
                 let given = numbers("refunds");
                 detail.refunds = given.split_ascii_whitespace().map(|n| n.parse().unwrap_or(0)).collect();
             }
+            "rollout" => detail.evidence = field_text(fields, "evidence"),
             _ => {}
         }
         detail

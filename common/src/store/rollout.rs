@@ -281,7 +281,8 @@ impl RolloutStore {
         (from..=to).zip(replies).map(read).collect()
     }
 
-    /// Counts an attempt on `version` that vanished with its process; once for each time that its task was recovered.
+    /// Counts an attempt on `version` that vanished with its process; once for each time that its task was recovered. `placed`: a pin
+    /// or a target sent it there.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -291,13 +292,15 @@ impl RolloutStore {
         version: &Version,
         task: &TaskId,
         recovered: u32,
+        placed: bool,
     ) -> Result<(), StoreError> {
         let link = self.store.warm().await?;
         let mut call = script::LOST.prepare_invoke();
         call.key(self.key(&Key::Block(self.queue.clone(), block)))
             .arg(version.as_str())
             .arg(format!("{task}@{recovered}"))
-            .arg(BLOCK_TTL.as_secs());
+            .arg(BLOCK_TTL.as_secs())
+            .arg(if placed { "1" } else { "" });
         link.run_script(&call).await?;
         Ok(())
     }

@@ -173,6 +173,11 @@ pub enum Retiring {
         /// Where.
         by: String,
     },
+    /// A rollout comes from it or goes to it.
+    Rollout {
+        /// Where the rollout is: running, paused, held or watching.
+        status: String,
+    },
     /// Its lane holds tasks.
     Waiting,
     /// `if_rev` is not the revision any more.
@@ -206,10 +211,11 @@ pub async fn retire(
     request: &RetireRequest,
 ) -> Result<Retiring, StoreError> {
     let mut call = script::RETIRE.prepare_invoke();
-    for name in gate_keys(queue)
-        .into_iter()
-        .chain([Key::Log(queue.clone()), Key::Lane(queue.clone(), version.clone())])
-    {
+    for name in gate_keys(queue).into_iter().chain([
+        Key::Log(queue.clone()),
+        Key::Lane(queue.clone(), version.clone()),
+        Key::Rollout(queue.clone()),
+    ]) {
         call.key(store.keyspace().render(&name));
     }
     call.arg(version.as_str())
@@ -231,6 +237,9 @@ pub async fn retire(
         "unknown" => Retiring::Unknown,
         "routed" => Retiring::Routed {
             by: reply::text("retire", detail)?,
+        },
+        "rollout" => Retiring::Rollout {
+            status: reply::text("retire", detail)?,
         },
         "waiting" => Retiring::Waiting,
         "moved" => Retiring::Moved {

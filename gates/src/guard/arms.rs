@@ -19,6 +19,8 @@ pub struct Arm {
     pub dead: u64,
     /// … that vanished with their process.
     pub lost: u64,
+    /// … that pins or targets sent there, so that they say nothing about the share of the percent.
+    pub placed: u64,
     /// How long they took: bucket of `switchback_common::took` -> how many. Those lost are in none.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub took: BTreeMap<u8, u64>,
@@ -41,6 +43,7 @@ impl AddAssign<&Self> for Arm {
         self.failed = self.failed.saturating_add(other.failed);
         self.dead = self.dead.saturating_add(other.dead);
         self.lost = self.lost.saturating_add(other.lost);
+        self.placed = self.placed.saturating_add(other.placed);
         for (bucket, count) in &other.took {
             let sum = self.took.entry(*bucket).or_default();
             *sum = sum.saturating_add(*count);
@@ -62,6 +65,7 @@ impl Sub<&Arm> for &Arm {
             failed: self.failed.saturating_sub(earlier.failed),
             dead: self.dead.saturating_sub(earlier.dead),
             lost: self.lost.saturating_sub(earlier.lost),
+            placed: self.placed.saturating_sub(earlier.placed),
             took: took.collect(),
         }
     }
@@ -88,6 +92,11 @@ impl Sub<&Counts> for &Counts {
 impl Arm {
     pub(super) fn failures(&self) -> Tally {
         Tally::new(self.n, self.failed.max(self.dead))
+    }
+
+    /// Those that the percent sent.
+    pub(super) fn by_percent(&self) -> u64 {
+        self.n.saturating_sub(self.placed)
     }
 
     pub(super) fn deaths(&self) -> Tally {
@@ -157,13 +166,16 @@ mod tests {
 
     fn arm() -> impl Strategy<Value = Arm> {
         let took = prop::collection::btree_map(any::<u8>(), 1u64..1 << 40, 0..6);
-        (0u64..1 << 40, 0u64..1 << 40, 0u64..9, 0u64..9, took).prop_map(|(n, failed, dead, lost, took)| Arm {
-            n,
-            failed,
-            dead,
-            lost,
-            took,
-        })
+        (0u64..1 << 40, 0u64..1 << 40, 0u64..9, 0u64..9, 0u64..9, took).prop_map(
+            |(n, failed, dead, lost, placed, took)| Arm {
+                n,
+                failed,
+                dead,
+                lost,
+                placed,
+                took,
+            },
+        )
     }
 
     proptest! {

@@ -105,7 +105,7 @@ impl GuardState {
     }
 
     /// A block is over. `share` is the candidate's, between 0 and 1; what lies outside, or at either end, says that no
-    /// share is expected (nothing was asked for yet, or pins and targets decide), and none is tested.
+    /// share is expected (nothing was asked for yet), and none is tested.
     ///
     /// To be called for every block, empty ones too, and for those before the first step (with share 0): they teach
     /// what is usual.
@@ -124,7 +124,8 @@ impl GuardState {
             self.step.samples = self.step.samples.saturating_add(b.n);
             // The block in which the step began has tasks of two shares.
             if self.step.blocks > 1 && share > 0.0 && share < 1.0 {
-                self.step.share.block(a.n, b.n, share);
+                // Pins and targets send what they send, whatever the percent is.
+                self.step.share.block(a.by_percent(), b.by_percent(), share);
             }
         }
         let whole = f64::INFINITY;

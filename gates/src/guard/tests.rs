@@ -441,6 +441,39 @@ fn all_guardrails_together_keep_the_budget() {
     assert!(accused <= 6, "{accused} of {runs} at alpha 0.1");
 }
 
+// Half of the customers are tried on the candidate by name: the percent gives what it was asked for.
+#[test]
+fn what_pins_and_targets_send_is_no_part_of_the_share() {
+    let config = GuardConfig::default();
+    let arm = |n, placed| Arm {
+        n,
+        placed,
+        ..Arm::default()
+    };
+    for (placed, holds) in [(9_500, false), (0, true)] {
+        let mut guard = GuardState::new(&config);
+        for _ in 0..5 {
+            let block = Counts {
+                active: arm(4_500, 0),
+                candidate: arm(10_000, placed),
+            };
+            guard.closed(&config, &block, 0.1);
+        }
+        let share = |verdict| matches!(verdict, Verdict::Hold(HoldReason::Share(_)));
+        assert_eq!(share(guard.verdict(&config, 300)), holds, "{placed}");
+    }
+    // The same the other way round: nothing but pins to the active version is no candidate that gets nothing.
+    let mut guard = GuardState::new(&config);
+    for _ in 0..100 {
+        let block = Counts {
+            active: arm(10_000, 10_000),
+            candidate: arm(0, 0),
+        };
+        guard.closed(&config, &block, 0.1);
+    }
+    assert!(matches!(guard.verdict(&config, 300), Verdict::Insufficient { .. }));
+}
+
 fn arm() -> impl Strategy<Value = Arm> {
     let count = || prop_oneof![Just(0), 0u64..1000, Just(u64::MAX / 4), 0..u64::MAX / 4];
     let took = prop::collection::btree_map(any::<u8>(), count(), 0..5);
@@ -450,6 +483,7 @@ fn arm() -> impl Strategy<Value = Arm> {
         dead,
         lost,
         took,
+        ..Arm::default()
     })
 }
 

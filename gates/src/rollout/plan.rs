@@ -43,6 +43,8 @@ pub struct Setting {
     pub op: String,
     /// The objections that were passed over.
     pub forced: String,
+    /// The task type, for commands that people may run next; empty: none is named.
+    pub task_type: String,
 }
 
 /// The step that does `action`. `record` has observed what is new.
@@ -110,8 +112,9 @@ pub fn plan(record: &Record, action: &Action, setting: &Setting) -> Step {
             step.why = format!("{to} at {share} %: {words}");
             step.gate = back(&from, record.spec.inflight);
             step.text = format!(
-                "rolled back from {to} at {share} % to {from}: {words}; {}",
-                touched(&record.totals, setting)
+                "rolled back from {to} at {share} % to {from}: {words}; {}{}",
+                touched(&record.totals, setting),
+                look_further(&setting.task_type, &to)
             );
             step.evidence = json!({
                 "evidence": evidence, "from": from, "to": to, "percent": share, "touched": touched_json(&record.totals, setting),
@@ -182,6 +185,17 @@ fn touched(totals: &Counts, setting: &Setting) -> String {
         arm.dead,
         arm.lost,
         setting.running
+    )
+}
+
+/// What to do next: whoever reads this was woken by it.
+fn look_further(task_type: &str, to: &Version) -> String {
+    if task_type.is_empty() {
+        return String::new();
+    }
+    format!(
+        "; every task and the proof: switchback gate blast {task_type} --version {to} --certificate; attempts given back: \
+         switchback dead requeue {task_type} --version {to} --since-flip --refund --dry-run"
     )
 }
 

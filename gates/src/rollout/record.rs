@@ -398,6 +398,7 @@ fn add(total: &mut Arm, new: &Arm) {
     total.failed = total.failed.saturating_add(new.failed);
     total.dead = total.dead.saturating_add(new.dead);
     total.lost = total.lost.saturating_add(new.lost);
+    total.placed = total.placed.saturating_add(new.placed);
 }
 
 /// The length of a block, µs.
@@ -427,6 +428,7 @@ pub fn counts(fields: &Fields, active: &Version, candidate: &Version) -> Counts 
             "f" => arm.failed = n,
             "dead" => arm.dead = n,
             "lost" => arm.lost = n,
+            "placed" => arm.placed = n,
             _ => {
                 if let Some(bucket) = what.strip_prefix('t').and_then(|b| b.parse().ok()) {
                     arm.took.insert(bucket, n);

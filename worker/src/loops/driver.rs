@@ -237,6 +237,7 @@ impl Driver {
             },
             running: self.running(&record.to),
             by: format!("rollout {}", record.to),
+            task_type: self.session.queue.task_type.to_string(),
             ..Setting::default()
         };
         let step = plan(record, &action, &setting);

@@ -118,6 +118,7 @@ async fn settle(session: &Session, settler: &mut Option<(usize, Settler)>, outco
             Ok(Settled::Revoked(revoked)) => {
                 tracing::info!(queue.name = %session.queue, ?revoked, "a flip revoked results of attempts decided before it: their tasks run again");
                 session.stops.learn_revoked(revoked);
+                session.blocks.uncount();
                 return After::Revoked;
             }
             Ok(Settled::NoLease) => {

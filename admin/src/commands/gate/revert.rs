@@ -29,6 +29,7 @@ pub(super) async fn revert(
     queue: &Queue,
     to_rev: u64,
     force: bool,
+    inflight: InFlight,
     mut options: Change,
 ) -> Result<(), Failure> {
     let entry = history::revision(context, queue, to_rev).await?;
@@ -61,7 +62,7 @@ pub(super) async fn revert(
             plain(&entry.why)
         ));
     }
-    set::set(context, out, queue, fields, force, InFlight::Finish, &options).await
+    set::set(context, out, queue, fields, force, inflight, &options).await
 }
 
 /// The fields that make the gate of a revision.

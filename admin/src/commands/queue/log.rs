@@ -39,6 +39,8 @@ struct NoteView {
     session: Option<String>,
     rev: Option<u64>,
     text: String,
+    /// What a guard went by, and what was touched.
+    evidence: Option<serde_json::Value>,
     detail: BTreeMap<String, String>,
 }
 
@@ -52,6 +54,7 @@ impl NoteView {
         let at_us = at_us.unwrap_or_else(|| note.id.ms.saturating_mul(1_000));
         let (by, why, session) = (take("by"), take("why"), take("session"));
         let (rev, said) = (take("rev").and_then(|rev| rev.parse().ok()), take("text"));
+        let evidence = take("evidence").and_then(|json| serde_json::from_str(&json).ok());
         Self {
             entry: note.id.to_string(),
             at: rfc3339(at_us),
@@ -62,6 +65,7 @@ impl NoteView {
             why,
             session,
             rev,
+            evidence,
             detail,
         }
     }
@@ -92,6 +96,7 @@ impl NoteView {
             why,
             session: None,
             rev: Some(rev),
+            evidence: None,
             detail,
             text,
         }
@@ -189,7 +194,8 @@ pub(super) async fn log(context: &Context, out: &mut Output, queue: &Queue, filt
                 ago(now, note.at_us),
                 plain(&note.kind),
                 note.by.as_deref().map_or_else(String::new, |by| brief(by, 32)),
-                brief(&note.text, 110),
+                // What a guard did, and why, is what people look for.
+                brief(&note.text, if note.kind == "rollout" { 2_000 } else { 160 }),
                 note.why.as_deref().map_or_else(String::new, |why| brief(why, 120)),
             ]
         });

@@ -1,6 +1,6 @@
 //! Tasks as they come.
 
-use std::{collections::BTreeMap, f64::consts::TAU, time::Duration};
+use std::{f64::consts::TAU, time::Duration};
 
 use rand::{RngExt as _, rngs::SmallRng};
 use rand_distr::{Binomial, Distribution as _, Poisson};
@@ -110,7 +110,7 @@ fn attempts(rng: &mut SmallRng, n: u64, fails: f64, lost: f64) -> Arm {
         failed,
         dead: binomial(rng, failed, DEAD),
         lost,
-        took: BTreeMap::new(),
+        ..Arm::default()
     }
 }
 

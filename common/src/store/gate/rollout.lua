@@ -51,7 +51,7 @@ if fields > 0 then
   for name, reason in pairs(refused) do return { 'refused', name, reason } end
   if act == 'dry' then
     judged.digest = digest(judged)
-    judged.rev = cur.rev + (judged.digest ~= cur.digest and 1 or 0)
+    judged.rev = cur.rev + ((judged.digest ~= cur.digest or stops(judged)) and 1 or 0)
     return answer('would', judged, '0', '0')
   end
   new = write(cur, judged, gate_hash(), { source = source, by = string.sub(ARGV[7], 1, 64), why = string.sub(ARGV[8], 1, 500),

@@ -1,10 +1,10 @@
 -- versions/retire.lua — take a version out of use for good: nothing is routed to it any more, and its label is kept.
--- KEYS  1 gate  2 gatestate  3 history  4 versions  5 log  6 lane of the version
+-- KEYS  1 gate  2 gatestate  3 history  4 versions  5 log  6 lane of the version  7 rollout
 -- ARGV  1 version  2 by  3 why  4 'force' or ''  5 if_rev or ''  6 'dry' or ''
--- Reply {'retired'|'would', at µs} | {'already', at µs} | {'unknown'} | {'routed', where} | {'waiting'} | {'moved', rev} | {'unsealed'}
+-- Reply {'retired'|'would', at µs} | {'already', at µs} | {'unknown'} | {'routed', where} | {'rollout', status} | {'waiting'} | {'moved', rev} | {'unsealed'}
 -- Keeps P1 and P5: only what the gate does not name, judged in the call that writes it; seals what is pending first, so a
 -- person's edit counts. P9: one note in the history, one entry in the log.
-local version, log, lane = ARGV[1], KEYS[5], KEYS[6]
+local version, log, lane, rollout = ARGV[1], KEYS[5], KEYS[6], KEYS[7]
 local cur = seal_pending('redis-cli')
 if not cur then return { 'unsealed' } end
 if ARGV[5] ~= '' and tonumber(ARGV[5]) ~= cur.rev then return { 'moved', cur.rev } end
@@ -18,6 +18,11 @@ if version == cur.candidate then return { 'routed', 'candidate' } end
 for _, name in ipairs({ 'pins', 'targets' }) do
   if pairs_to(cur[name], version) ~= '' then return { 'routed', name } end
 end
+-- P3: also where the gate does not say so a rollout may go back to it, as while it watches on after 100 %.
+-- A key of a wrong type is no rollout.
+local LIVE = { running = 1, paused = 1, held = 1, watching = 1 }
+local run = redis.pcall('HMGET', rollout, 'status', 'from', 'to')
+if not run.err and LIVE[run[1] or ''] and (run[2] == version or run[3] == version) then return { 'rollout', run[1] } end
 
 -- Retained tasks, which are done, stay in the lane; only what was not delivered or not settled counts.
 local function lane_holds()
