@@ -2,6 +2,9 @@
 //!
 //! What a reader does not see steers this test: `<!-- wait: COMMAND says TEXT -->` waits, `<!-- says: TEXT -->` is about the
 //! command before it, `<!-- first: COMMAND -->` brings about what the text only speaks of.
+//!
+//! It is quicker than any reader: before the rollout it waits until the server is three seconds old. When a server began is
+//! known to a second, and what lies nearer to that than a second a certificate calls undecidable.
 
 use std::{collections::HashMap, fs, process::Command, time::Duration};
 
