@@ -72,6 +72,15 @@ async fn there_is_somebody_to_roll_back_to() {
         .tells("no live worker has v1, which a rollback would go to");
     mail.shell.run(&format!("{START} --force")).exits(OK);
     assert!(mail.newest()["forced"].to_string().contains("no live worker has v1"));
+    // Somebody who runs nothing of it is nobody.
+    let mail = Mail::new().await;
+    let session = mail.join(&["v1", "v2"], 1).await;
+    mail.sessions().say_open(&session, "v1").await.unwrap();
+    mail.shell
+        .run(START)
+        .exits(REFUSED)
+        .tells("every live worker holds v1 because it fails there");
+    mail.shell.run(&format!("{START} --force")).exits(OK);
 }
 
 #[tokio::test]

@@ -22,7 +22,8 @@ pub(crate) enum RolloutVerb {
     /// Ramp a version step by step; the guard rolls it back by itself if it is worse than the active one.
     ///
     /// Workers drive it: it goes on whoever dies, you included. Whoever sets the gate by hand ends it. Refused, with the
-    /// reasons, for a version that nobody has, that was rolled back before (--again), and while another rollout runs.
+    /// reasons, for a version that is not ready (as `gate check` has it, for the share of the first step; up to 3 s), that was
+    /// rolled back before (--again), that would have nobody to go back to, and while another rollout runs.
     #[command(after_long_help = VIEW)]
     Start(Box<StartArgs>),
     /// Show the rollout that runs, or ran last: step, time, samples, tests, what happened.
