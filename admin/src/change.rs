@@ -86,9 +86,15 @@ pub(crate) struct Answer {
     pub(crate) changed: bool,
 }
 
-/// Who it is: as said, else $USER.
+/// Who it is: as said, else $USER, else $LOGNAME.
 pub(crate) fn who(by: Option<&str>) -> String {
-    let by = by.map_or_else(|| std::env::var("USER").unwrap_or_default(), str::to_owned);
+    let by = by.map_or_else(
+        || {
+            let named = |name| std::env::var(name).ok().filter(|who: &String| !who.is_empty());
+            named("USER").or_else(|| named("LOGNAME")).unwrap_or_default()
+        },
+        str::to_owned,
+    );
     clip(&by, MAX_BY_BYTES).to_owned()
 }
 

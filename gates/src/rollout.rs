@@ -116,7 +116,9 @@ fn ramp(record: &Record, look: &Look<'_>) -> Action {
             let patience = std::time::Duration::try_from_secs_f64(
                 record.spec.bake_of(record.step).as_secs_f64() * record.spec.extend,
             );
-            match record.baked_us >= patience.map_or(u64::MAX, micros) {
+            // Of a block that is not over nothing is known.
+            let blocks = BLOCKS_AT_LEAST * record::block_us(record.spec.guard.block_secs);
+            match record.baked_us >= patience.map_or(u64::MAX, micros).max(blocks) {
                 true => hold(format!("{TOO_FEW} ({})", look.verdict)),
                 false => release_or(Action::Nothing),
             }
@@ -128,6 +130,9 @@ fn ramp(record: &Record, look: &Look<'_>) -> Action {
         Verdict::Pass(_) => hold(LAST_STEP.to_owned()),
     }
 }
+
+/// However short the bake: so many blocks before a step may be held for knowing too little.
+const BLOCKS_AT_LEAST: u64 = 2;
 
 /// A reason without the figures behind it.
 fn kind(reason: &str) -> &str {

@@ -473,3 +473,10 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_bake_shorter_than_a_block_is_not_held_before_the_block_is_over() {
+    let mut world = World::new(&spec(r#"{"steps":[10,100],"bake":"1s","extend":1}"#));
+    assert_eq!(world.look(19, &few(), (1, 1)), Action::Nothing);
+    assert!(matches!(world.look(1, &few(), (1, 1)), Action::Hold { .. }));
+}
