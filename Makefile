@@ -64,12 +64,13 @@ guard-sim: need-cargo need-cc ## Simulate the guard and print its tables. ARGS="
 	@$(CARGO) build --release -p switchback-bench --bin guard-sim $(call or_say,the release build) && \
 	target/release/guard-sim $(ARGS)
 
-ci: ## Everything that must pass: fmt-check, lint, doc, test, and a short demo
+ci: ## Everything that must pass: fmt-check, lint, doc, test, ansible where PyPI can be reached, and a short demo
 	@$(MAKE) --no-print-directory fmt-check
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory doc
 	@$(MAKE) --no-print-directory test ARGS= NEXTEST_PROFILE=ci
-	@$(MAKE) --no-print-directory ansible ARGS=
+	@if scripts/ansible.sh >/dev/null; then $(MAKE) --no-print-directory ansible ARGS=; \
+	  else echo "make ci: the Ansible module was NOT tested: no ansible-core, see above" >&2; fi
 	@$(MAKE) --no-print-directory demo ARGS=--quick INPUT=
 
 fmt: need-cargo ## Format the code
