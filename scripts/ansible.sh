@@ -45,7 +45,8 @@ if command -v python3 >/dev/null 2>&1; then
         step "apt-get install python3-venv" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv || :
     fi
     step "python3 -m venv .dev/ansible" python3 -m venv "$venv" &&
-        step "pip install ansible-core" "$venv/bin/pip" install --quiet --disable-pip-version-check 'ansible-core>=2.16' &&
+        step "pip install ansible-core" "$venv/bin/pip" install --quiet --disable-pip-version-check \
+                --timeout 20 --retries 1 'ansible-core>=2.16' &&
         found "$venv/bin"
 fi
 
