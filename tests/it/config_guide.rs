@@ -50,6 +50,8 @@ async fn every_command_of_docs_config_works() {
                 assert!(!unchanged || found.stderr.contains("it was so already"), "{found:?}");
             }
             "redis-cli" => drop(q.cmd::<redis::Value>(&words[1..]).await),
+            // With what they print: tests/ansible, for it needs a real ansible-core.
+            "ansible-playbook" => continue,
             other => panic!("what is {other}?"),
         }
         ran += 1;
