@@ -90,7 +90,6 @@ caught! {
     outcomes_forgotten_at_a_lost_reply_are_caught: "drop_outcomes" under Refuse breaks P2;
     done_tasks_that_come_back_are_caught: "done_comes_back" under Flush breaks P2;
     a_start_by_an_old_gate_is_caught: "gate_before_claim,skip_start_check" under Freeze breaks P3;
-    a_result_that_counts_although_it_was_revoked_is_caught: "settle_ignores_revoke" under Freeze breaks P3;
     a_zombie_is_caught: "ignore_loss,settle_ignores_lease" under Freeze breaks P4;
     a_retry_that_is_not_decided_again_is_caught: "retry_keeps_version" under Flush breaks P5;
     an_attempt_burnt_by_a_shutdown_is_caught: "release_burns_attempt" under Term breaks P6;
