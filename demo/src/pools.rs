@@ -148,6 +148,8 @@ url = "{redis_url}"
 handlers = [{handlers}]
 concurrency = 8
 build = "{build}"
+# The new release carries v1 as it was.
+allow_another_build = true
 # Soon enough that what failed on v2 is back while one watches.
 attempts = 15
 backoff_first_ms = 500
