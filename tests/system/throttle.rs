@@ -446,7 +446,11 @@ async fn a_breaker_holds_the_line() {
     let probes = since.elapsed().as_millis() / 400 + 1;
     dependency.down.store(false, Ordering::SeqCst);
     let burnt = dependency.failed();
-    assert!(burnt as u128 <= 8 + probes, "{burnt} attempts burnt, {probes} probes");
+    // The fifth failure opens: until then 4 ended, and the 8 places were taken again.
+    assert!(
+        burnt as u128 <= 4 + 8 + probes,
+        "{burnt} attempts burnt, {probes} probes"
+    );
     let untouched = fixture.depth().await.waiting();
     assert!(untouched >= 200, "{untouched} wait");
     fixture.drained().await;
