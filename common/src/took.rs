@@ -8,6 +8,10 @@ use std::time::Duration;
 /// The last bucket: everything from 24 days on.
 pub const LAST: u8 = 125;
 
+/// From this bucket on (it ends at 1.024 s) an attempt is counted as soon as it has outlasted one, ended or not: what hangs may
+/// not end for hours. Workers that share a rollout must agree on it.
+pub const LONG: u8 = 40;
+
 /// The quarters of the octave that begins at 1 ms, in nanoseconds.
 const QUARTERS: [u64; 4] = [1_000_000, 1_189_207, 1_414_214, 1_681_793];
 

@@ -10,6 +10,7 @@ mod documents;
 mod fixture;
 mod fleet;
 mod footprint;
+mod hangs;
 mod inflight;
 mod limits;
 mod options;

@@ -316,7 +316,8 @@ fn begin<'a>(session: &Arc<Session>, task: &mut Claimed, start: Start<'a>) -> (B
     let kept_for = results::kept_for(envelope, session.spec.keep_results);
     // Entered first, then looked: a mark or a flip that comes in between finds the attempt, or the attempt finds it.
     let on = (start.version, start.rev);
-    let run = session.running.add(envelope, on, &cancelled);
+    let clocked = (start.started, session.blocks.fingerprint(envelope));
+    let run = session.running.add(envelope, on, clocked, &cancelled);
     if session.cancels.stops(&envelope.id, envelope.enqueued_at_ms) || session.stops.ends(on.0, on.1) {
         cancelled.cancel();
     }
@@ -388,10 +389,11 @@ fn finish(session: &Session, task: &Claimed, begun: Begun<'_>, end: End) -> Outc
         ..
     } = begun;
     let (version, permit) = (start.version, start.permit);
-    let took = start.started.elapsed();
+    let stopped = Moment::now();
+    let (progress, counted) = session.running.remove(run);
     let leaves = Leaves {
         kept_for,
-        progress: session.running.remove(run),
+        progress,
         ran: Some((attempt, version)),
     };
     let told_to_stop = session.cancels.stops(&envelope.id, envelope.enqueued_at_ms);
@@ -404,7 +406,9 @@ fn finish(session: &Session, task: &Claimed, begun: Begun<'_>, end: End) -> Outc
             key: session.blocks.fingerprint(envelope),
             placed: start.placed,
             ended,
-            took,
+            started: start.started,
+            stopped,
+            counted,
             rev: start.rev,
             read_us: start.read_us,
             back: back(envelope),

@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use switchback_common::{
     StreamId, TaskId, Version,
+    clock::Moment,
     store::{
         log::Ended,
         settle::{Fate, Keep},
     },
 };
+
+use crate::blocks::Counted;
 
 /// What a settler is told.
 #[derive(Debug)]
@@ -49,10 +52,20 @@ pub(crate) struct Ran {
     /// A pin or a target sent it to its version; only known while its block is counted.
     pub(crate) placed: bool,
     pub(crate) ended: Ended,
-    pub(crate) took: Duration,
+    pub(crate) started: Moment,
+    pub(crate) stopped: Moment,
+    /// How much of its length was counted while it ran.
+    pub(crate) counted: Counted,
     pub(crate) rev: u64,
     pub(crate) read_us: u64,
     /// Where the task goes if the attempt is not to count, and since when it is known (ms).
     pub(crate) back: usize,
     pub(crate) enqueued_at_ms: u64,
+}
+
+impl Ran {
+    /// How long it ran.
+    pub(crate) fn took(&self) -> Duration {
+        self.stopped.since(self.started)
+    }
 }

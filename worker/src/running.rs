@@ -8,23 +8,28 @@ use std::{
 
 use switchback_common::{
     TaskId, Version,
+    clock::Moment,
     envelope::{Envelope, clip},
     store::results::{MAX_NOTE_BYTES, MAX_REPORTS, Progress, ProgressReport, Report},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::session::Session;
+use crate::{blocks::Counted, session::Session};
 
 /// One attempt that runs.
 #[derive(Debug)]
-struct Run {
+pub(crate) struct Run {
     /// Tells it from others that had its place.
     serial: u64,
     id: TaskId,
     enqueued_at_ms: u64,
     /// What it runs on, and the revision that said so.
-    version: Version,
+    pub(crate) version: Version,
     rev: u64,
+    pub(crate) started: Moment,
+    /// Its key's fingerprint, if it began while blocks were counted.
+    pub(crate) key: Option<u64>,
+    pub(crate) counted: Counted,
     token: CancellationToken,
     /// Only of those that reported something.
     said: Option<Box<Said>>,
@@ -65,13 +70,23 @@ impl Running {
     }
 
     /// Enters an attempt, decided for `version` under `rev`; `token` tells its handler to end.
-    pub(crate) fn add(&self, task: &Envelope, (version, rev): (&Version, u64), token: &CancellationToken) -> RunId {
+    pub(crate) fn add(
+        &self,
+        task: &Envelope,
+        (version, rev): (&Version, u64),
+        (started, key): (Moment, Option<u64>),
+        token: &CancellationToken,
+    ) -> RunId {
+        let first = task.attempt == 0 && task.recovered == 0;
         let mut run = Run {
             serial: 0,
             id: task.id.clone(),
             enqueued_at_ms: task.enqueued_at_ms,
             version: version.clone(),
             rev,
+            started,
+            key,
+            counted: if first { Counted::Nothing } else { Counted::Never },
             token: token.clone(),
             said: None,
         };
@@ -95,13 +110,19 @@ impl Running {
         RunId { place, serial }
     }
 
-    /// Takes an attempt out, and tells what it said last.
-    pub(crate) fn remove(&self, id: RunId) -> Option<Progress> {
+    /// Takes an attempt out, and tells what it said last, and how much of its length is counted.
+    pub(crate) fn remove(&self, id: RunId) -> (Option<Progress>, Counted) {
         let mut places = self.places();
         let run = places.runs[id.place].take();
         places.free.push(id.place);
         drop(places);
-        run?.said.map(|said| said.progress)
+        let Some(run) = run else { return (None, Counted::Never) };
+        (run.said.map(|said| said.progress), run.counted)
+    }
+
+    /// Shows each.
+    pub(crate) fn each(&self, show: impl FnMut(&mut Run)) {
+        self.places().runs.iter_mut().flatten().for_each(show);
     }
 
     /// Tells all to end, also those to come.
@@ -215,6 +236,8 @@ mod tests {
 
     use super::*;
 
+    const NOW: (Moment, Option<u64>) = (Moment::long_ago(), None);
+
     fn task(id: &str) -> Envelope {
         let fields = vec![
             (b"payload".to_vec(), b"1".to_vec()),
@@ -244,37 +267,37 @@ mod tests {
     fn whoever_has_ended_speaks_for_nobody_else() {
         let running = Running::default();
         let (one, two) = (CancellationToken::new(), CancellationToken::new());
-        let first = running.add(&task("x"), (&v1(), 1), &one);
+        let first = running.add(&task("x"), (&v1(), 1), NOW, &one);
         assert!(running.say(first, said(1)));
-        assert_eq!(running.remove(first).map(|p| p.done), Some(1));
-        let second = running.add(&task("y"), (&v1(), 1), &two);
+        assert_eq!(running.remove(first).0.map(|p| p.done), Some(1));
+        let second = running.add(&task("y"), (&v1(), 1), NOW, &two);
         assert_eq!(second.place, first.place, "places are used again");
         assert!(!running.say(first, said(9)));
         running.stop(|id, _| *id == "y".parse().unwrap());
         assert!(two.is_cancelled() && !one.is_cancelled());
-        assert_eq!(running.remove(second), None);
+        assert_eq!(running.remove(second).0, None);
         let (old, new) = (CancellationToken::new(), CancellationToken::new());
         let runs = [
-            running.add(&task("old"), (&v1(), 6), &old),
-            running.add(&task("new"), (&v1(), 7), &new),
+            running.add(&task("old"), (&v1(), 6), NOW, &old),
+            running.add(&task("new"), (&v1(), 7), NOW, &new),
         ];
         let before = |version: &Version, rev| *version == v1() && rev < 7;
         assert_eq!((running.stop_decided(before), running.stop_decided(before)), (1, 0));
         assert!(old.is_cancelled() && !new.is_cancelled());
         let _ = runs.map(|run| running.remove(run));
         let three = CancellationToken::new();
-        running.add(&task("z"), (&v1(), 1), &three);
+        running.add(&task("z"), (&v1(), 1), NOW, &three);
         running.stop_all();
         assert!(three.is_cancelled(), "told to end");
         let late = CancellationToken::new();
-        running.add(&task("late"), (&v1(), 1), &late);
+        running.add(&task("late"), (&v1(), 1), NOW, &late);
         assert!(late.is_cancelled(), "as is whoever comes later");
     }
 
     #[test]
     fn the_latest_word_is_written_once() {
         let running = Running::default();
-        let run = running.add(&task("x"), (&v1(), 1), &CancellationToken::new());
+        let run = running.add(&task("x"), (&v1(), 1), NOW, &CancellationToken::new());
         assert!(running.say(run, said(1)) && running.say(run, said(2)));
         let (reports, all) = running.unwritten();
         assert!(

@@ -305,6 +305,22 @@ impl RolloutStore {
         Ok(())
     }
 
+    /// Counts attempts that run for long and have not ended: counters of `block` and what to add to each.
+    ///
+    /// # Errors
+    /// When Redis does not answer. Sending them again may count them twice.
+    pub async fn count_long(&self, block: u64, counters: &[(String, u64)]) -> Result<(), StoreError> {
+        let link = self.store.warm().await?;
+        let mut call = script::LONG.prepare_invoke();
+        call.key(self.key(&Key::Block(self.queue.clone(), block)))
+            .arg(BLOCK_TTL.as_secs());
+        for (name, by) in counters {
+            call.arg(name).arg(by);
+        }
+        link.run_script(&call).await?;
+        Ok(())
+    }
+
     /// The entry of a version in the list of all that ever joined; empty if it never did.
     ///
     /// # Errors

@@ -67,6 +67,7 @@ scripts! {
     ABSENCE = include_str!("absence/note.lua");
     DRIVE = include_str!("rollout/drive.lua");
     LOST = include_str!("rollout/lost.lua");
+    LONG = include_str!("rollout/long.lua");
     NOTES_PAGE = include_str!("notes/page.lua");
     PROGRESS = include_str!("results/progress.lua");
 }

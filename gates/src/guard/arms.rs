@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use switchback_common::took;
 
 /// The first attempts of one version that ended in a stretch of time.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,9 @@ pub struct Arm {
     /// How long they took: bucket of `switchback_common::took` -> how many. Those lost are in none.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub took: BTreeMap<u8, u64>,
+    /// Attempts that outlasted a bucket in this stretch, whether they have ended or not: bucket, from `took::LONG` on -> how many.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub outlasted: BTreeMap<u8, u64>,
 }
 
 /// What both versions did in the same stretch of time.
@@ -44,11 +48,24 @@ impl AddAssign<&Self> for Arm {
         self.dead = self.dead.saturating_add(other.dead);
         self.lost = self.lost.saturating_add(other.lost);
         self.placed = self.placed.saturating_add(other.placed);
-        for (bucket, count) in &other.took {
-            let sum = self.took.entry(*bucket).or_default();
-            *sum = sum.saturating_add(*count);
-        }
+        add(&mut self.took, &other.took);
+        add(&mut self.outlasted, &other.outlasted);
     }
+}
+
+fn add(sums: &mut BTreeMap<u8, u64>, other: &BTreeMap<u8, u64>) {
+    for (bucket, count) in other {
+        let sum = sums.entry(*bucket).or_default();
+        *sum = sum.saturating_add(*count);
+    }
+}
+
+fn new(now: &BTreeMap<u8, u64>, earlier: &BTreeMap<u8, u64>) -> BTreeMap<u8, u64> {
+    let new = now.iter().filter_map(|(bucket, count)| {
+        let new = count.saturating_sub(earlier.get(bucket).copied().unwrap_or(0));
+        (new > 0).then_some((*bucket, new))
+    });
+    new.collect()
 }
 
 /// What is new since an earlier look at the same block.
@@ -56,17 +73,14 @@ impl Sub<&Arm> for &Arm {
     type Output = Arm;
 
     fn sub(self, earlier: &Arm) -> Arm {
-        let took = self.took.iter().filter_map(|(bucket, count)| {
-            let new = count.saturating_sub(earlier.took.get(bucket).copied().unwrap_or(0));
-            (new > 0).then_some((*bucket, new))
-        });
         Arm {
             n: self.n.saturating_sub(earlier.n),
             failed: self.failed.saturating_sub(earlier.failed),
             dead: self.dead.saturating_sub(earlier.dead),
             lost: self.lost.saturating_sub(earlier.lost),
             placed: self.placed.saturating_sub(earlier.placed),
-            took: took.collect(),
+            took: new(&self.took, &earlier.took),
+            outlasted: new(&self.outlasted, &earlier.outlasted),
         }
     }
 }
@@ -108,12 +122,24 @@ impl Arm {
     }
 
     /// How many took longer than all of `bucket` does.
+    ///
+    /// An attempt counts once, at the first moment at which the answer is known: when it ends, or when it has outlasted the bucket
+    /// (or the first that is counted at all) and may run on for hours.
     pub(super) fn longer_than(&self, bucket: u8) -> Tally {
+        let known = bucket.max(took::LONG);
         let mut tally = Tally::default();
-        for (at, count) in &self.took {
+        for (at, count) in self.took.range(..=known) {
             tally += Tally::new(*count, if *at > bucket { *count } else { 0 });
         }
+        let longer = self.outlasted.get(&known).copied().unwrap_or(0);
+        tally += Tally::new(longer, longer);
         tally
+    }
+
+    /// At most how many outlasted `bucket`, or anything longer.
+    pub(super) fn running_past(&self, bucket: u8) -> u64 {
+        let longer = self.outlasted.range(bucket.max(took::LONG)..);
+        longer.map(|(_, count)| *count).max().unwrap_or(0)
     }
 }
 
@@ -165,17 +191,25 @@ mod tests {
     use super::*;
 
     fn arm() -> impl Strategy<Value = Arm> {
-        let took = prop::collection::btree_map(any::<u8>(), 1u64..1 << 40, 0..6);
-        (0u64..1 << 40, 0u64..1 << 40, 0u64..9, 0u64..9, 0u64..9, took).prop_map(
-            |(n, failed, dead, lost, placed, took)| Arm {
+        let buckets = || prop::collection::btree_map(any::<u8>(), 1u64..1 << 40, 0..6);
+        (
+            0u64..1 << 40,
+            0u64..1 << 40,
+            0u64..9,
+            0u64..9,
+            0u64..9,
+            buckets(),
+            buckets(),
+        )
+            .prop_map(|(n, failed, dead, lost, placed, took, outlasted)| Arm {
                 n,
                 failed,
                 dead,
                 lost,
                 placed,
                 took,
-            },
-        )
+                outlasted,
+            })
     }
 
     proptest! {
@@ -184,6 +218,29 @@ mod tests {
             let mut is = was.clone();
             is += &new;
             prop_assert_eq!(&is - &was, new);
+        }
+
+        // However often one looks while they run, and wherever the blocks end.
+        #[test]
+        fn each_attempt_is_longer_or_not_once(
+            lengths in prop::collection::vec(0u8..=took::LAST, 0..30), looks in prop::collection::vec(0u8..=took::LAST, 0..4),
+            bucket in 0u8..took::LAST,
+        ) {
+            let mut looks = looks;
+            looks.sort_unstable();
+            let mut arm = Arm::default();
+            for length in &lengths {
+                let mut counted = took::LONG;
+                for age in looks.iter().chain([length]).map(|age| age.min(length)) {
+                    for outlasted in counted..*age {
+                        *arm.outlasted.entry(outlasted).or_default() += 1;
+                    }
+                    counted = counted.max(*age);
+                }
+                *arm.took.entry(*length).or_default() += 1;
+            }
+            let longer = lengths.iter().filter(|length| **length > bucket).count();
+            prop_assert_eq!(arm.longer_than(bucket), Tally::new(lengths.len() as u64, longer as u64));
         }
 
         #[test]

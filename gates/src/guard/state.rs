@@ -22,6 +22,9 @@ use super::{
 /// event, whatever the number, and a machine may die with any version. Three blocks with losses are needed.
 const LOST_PER_BLOCK: f64 = 3.0;
 
+/// Attempts of the candidate that outlast the active version's p95 with nothing beside them, before somebody is told.
+const STALLED: u64 = 5;
+
 /// What the guard knows. A pure fold: the same counts in the same order give the same verdict, today or in a
 /// post-mortem. Small; carried across steps; stored as JSON by whoever drives the rollout.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -36,6 +39,8 @@ pub struct GuardState {
     baseline: Baseline,
     step: Step,
     watch: Option<Watch>,
+    /// The candidate's attempts that run on since nothing of the active version ends.
+    stalled: u64,
     /// The first guardrail that was hit: what is true once stays true.
     regressed: Option<Evidence>,
     /// The first signal that was, until somebody resumes.
@@ -128,6 +133,11 @@ impl GuardState {
                 self.step.share.block(a.by_percent(), b.by_percent(), share);
             }
         }
+        let p95 = self.baseline.bounds().map_or(0, |(_, p95)| p95);
+        self.stalled = match a.longer_than(p95).n {
+            0 => self.stalled.max(b.running_past(p95)),
+            _ => 0,
+        };
         let whole = f64::INFINITY;
         let compare = |compared: &mut Compared, of: &dyn Fn(&Arm) -> Tally, margin, cap| {
             compared.block(of(a), of(b), margin, cap, judged);
@@ -183,7 +193,8 @@ impl GuardState {
         if let Some(watch) = &self.watch {
             return Verdict::Pass(watch.evidence(config));
         }
-        if let Some(reason) = self.alarming(config).or_else(|| self.held.clone()) {
+        let held = || self.held.clone().or_else(|| self.stalling(config));
+        if let Some(reason) = self.alarming(config).or_else(held) {
             return Verdict::Hold(reason);
         }
         let have = self.step.samples;
@@ -281,6 +292,19 @@ impl GuardState {
             Alarm::Active => Some(HoldReason::ActiveFails(self.outage_evidence(config))),
             Alarm::Both => Some(HoldReason::BothFail(self.outage_evidence(config))),
         }
+    }
+
+    /// No blocks can be compared, and none ever may be: the candidate hangs, and has every place there is.
+    fn stalling(&self, config: &GuardConfig) -> Option<HoldReason> {
+        (self.stalled >= STALLED).then(|| {
+            HoldReason::Stalled(Evidence {
+                n_active: 0,
+                failed_active: 0,
+                n_candidate: self.stalled,
+                failed_candidate: self.stalled,
+                ..self.p95_evidence(config)
+            })
+        })
     }
 
     fn burn_evidence(&self, config: &GuardConfig) -> Evidence {

@@ -38,9 +38,17 @@ fn attempts(rng: &mut Rng, n: u64, of: Behaviour) -> Arm {
         }
         // Log-uniform over two octaves either way: the p95 is 3.5 times the median.
         let took = of.median.mul_f64((rng.f64() * 4.0 - 2.0).exp2());
-        *arm.took.entry(took::bucket(took)).or_default() += 1;
+        ended(&mut arm, took::bucket(took));
     }
     arm
+}
+
+/// An attempt that ended, with whatever it had outlasted until then.
+fn ended(arm: &mut Arm, bucket: u8) {
+    *arm.took.entry(bucket).or_default() += 1;
+    for outlasted in took::LONG..bucket {
+        *arm.outlasted.entry(outlasted).or_default() += 1;
+    }
 }
 
 /// One queue with its guard.
@@ -328,6 +336,60 @@ fn a_slow_tail_rolls_back_and_a_slow_median_holds_until_somebody_resumes() {
 }
 
 #[test]
+fn a_candidate_that_hangs_is_found_before_anything_of_it_ends() {
+    let mut rollout = Rollout::new(23, 0.1);
+    let mut blocks = 0_usize;
+    while rollout.regressed().is_none() {
+        blocks += 1;
+        let counts = Counts {
+            active: attempts(&mut rollout.rng, 900, FINE),
+            // Nothing ends: two begin in each block, and in each that follows they outlast more.
+            candidate: Arm {
+                outlasted: (took::LONG..).take(8 * blocks).map(|age| (age, 2)).collect(),
+                ..Arm::default()
+            },
+        };
+        rollout.guard.closed(&rollout.config, &counts, 0.1);
+    }
+    let evidence = rollout.regressed().unwrap();
+    assert_eq!(
+        (evidence.test, evidence.failed_candidate),
+        (Test::P95, 2 * blocks as u64)
+    );
+    assert_eq!(
+        evidence.n_candidate,
+        2 * blocks as u64,
+        "each once, whatever it has outlasted"
+    );
+    assert!((2..=4).contains(&blocks), "{blocks}");
+}
+
+#[test]
+fn a_candidate_that_hangs_with_every_place_holds_until_something_ends_beside_it() {
+    let mut rollout = Rollout::new(24, 0.1);
+    let hanging = Counts {
+        candidate: Arm {
+            outlasted: BTreeMap::from([(50, 3), (51, 8)]),
+            ..Arm::default()
+        },
+        ..Counts::default()
+    };
+    rollout.guard.closed(&rollout.config, &hanging, 0.1);
+    rollout.guard.closed(&rollout.config, &Counts::default(), 0.1);
+    let Verdict::Hold(HoldReason::Stalled(evidence)) = rollout.verdict() else {
+        panic!("{:?}", rollout.verdict())
+    };
+    assert_eq!((evidence.n_active, evidence.failed_candidate), (0, 8));
+    assert!(
+        evidence.words("v1", "v2").starts_with("p95: v2 8/8 "),
+        "{}",
+        evidence.words("v1", "v2")
+    );
+    rollout.blocks(1, FINE, FINE);
+    assert!(!matches!(rollout.verdict(), Verdict::Hold(_)));
+}
+
+#[test]
 fn dead_letters_count_on_their_own() {
     let mut rollout = Rollout::new(1, 0.25);
     // As many failures, but none is tried again.
@@ -477,12 +539,14 @@ fn what_pins_and_targets_send_is_no_part_of_the_share() {
 fn arm() -> impl Strategy<Value = Arm> {
     let count = || prop_oneof![Just(0), 0u64..1000, Just(u64::MAX / 4), 0..u64::MAX / 4];
     let took = prop::collection::btree_map(any::<u8>(), count(), 0..5);
-    (count(), count(), count(), count(), took).prop_map(|(n, failed, dead, lost, took)| Arm {
+    let outlasted = prop::collection::btree_map(any::<u8>(), count(), 0..5);
+    (count(), count(), count(), count(), took, outlasted).prop_map(|(n, failed, dead, lost, took, outlasted)| Arm {
         n,
         failed,
         dead,
         lost,
         took,
+        outlasted,
         ..Arm::default()
     })
 }

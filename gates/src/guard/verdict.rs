@@ -49,6 +49,9 @@ pub enum HoldReason {
     ActiveFails(Evidence),
     /// The candidate fails, and the active version did too little to compare with. Lifts by itself.
     NothingBeside(Evidence),
+    /// Attempts of the candidate run on, and nothing of the active version ends beside them: they may hold all places. Lifts by
+    /// itself.
+    Stalled(Evidence),
     /// The candidate's median is longer than allowed. Stays, until somebody resumes the rollout.
     Slower(Evidence),
     /// The candidate's share of the tasks is not what was asked for. Stays, until somebody resumes the rollout.
@@ -60,7 +63,7 @@ impl HoldReason {
     #[must_use]
     pub fn lifts(&self) -> bool {
         match self {
-            Self::BothFail(_) | Self::ActiveFails(_) | Self::NothingBeside(_) => true,
+            Self::BothFail(_) | Self::ActiveFails(_) | Self::NothingBeside(_) | Self::Stalled(_) => true,
             Self::Slower(_) | Self::Share(_) => false,
         }
     }
@@ -72,6 +75,7 @@ impl HoldReason {
             Self::BothFail(evidence)
             | Self::ActiveFails(evidence)
             | Self::NothingBeside(evidence)
+            | Self::Stalled(evidence)
             | Self::Slower(evidence)
             | Self::Share(evidence) => evidence,
         }
@@ -214,6 +218,9 @@ impl fmt::Display for HoldReason {
             Self::BothFail(_) => "both versions fail",
             Self::ActiveFails(_) => "the active version fails",
             Self::NothingBeside(_) => "the candidate fails, with too little of the active version to compare with",
+            Self::Stalled(_) => {
+                "attempts of the candidate run on and nothing of the active version ends beside them: they may hold all places"
+            }
             Self::Slower(_) => "the candidate is slower",
             Self::Share(_) => "the candidate's share of the tasks is not what was asked for",
         };

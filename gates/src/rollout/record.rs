@@ -430,8 +430,11 @@ pub fn counts(fields: &Fields, active: &Version, candidate: &Version) -> Counts 
             "lost" => arm.lost = n,
             "placed" => arm.placed = n,
             _ => {
-                if let Some(bucket) = what.strip_prefix('t').and_then(|b| b.parse().ok()) {
+                let bucket = |what: &str| what.parse().ok();
+                if let Some(bucket) = what.strip_prefix('t').and_then(bucket) {
                     arm.took.insert(bucket, n);
+                } else if let Some(bucket) = what.strip_prefix('o').and_then(bucket) {
+                    arm.outlasted.insert(bucket, n);
                 }
             }
         }

@@ -354,6 +354,7 @@ fn blocks_are_read_past_what_is_not_ours() {
         ("v2:n", "x"),
         ("v2:lost", "2"),
         ("v1:t17", "9"),
+        ("v1:o41", "2"),
         ("v3:n", "5"),
         ("?id@1", "v1"),
     ]
@@ -364,6 +365,7 @@ fn blocks_are_read_past_what_is_not_ours() {
         (counts.active.n, counts.active.failed, counts.active.took[&17]),
         (10, 1, 9)
     );
+    assert_eq!(counts.active.outlasted, [(41, 2)].into());
     assert_eq!((counts.candidate.n, counts.candidate.lost), (0, 2));
 }
 
@@ -374,7 +376,8 @@ fn what_the_guard_knows_stays_small() {
         let arm = |n: u64| Arm {
             n,
             failed: n / 50,
-            took: (0..40).map(|b| (b, n)).collect(),
+            took: (0..60).map(|b| (b, n)).collect(),
+            outlasted: (40..60).map(|b| (b, n)).collect(),
             ..Arm::default()
         };
         let block = record.next_block + n;

@@ -113,6 +113,11 @@ impl Driver {
             self.counted = record.id;
         }
         if self.tried.elapsed() >= TRY_EVERY {
+            let session = &self.session;
+            let long = session.blocks.count_running(session.clock.now_us(), &session.running);
+            if let Some((block, counters)) = long {
+                self.store.count_long(block, &counters).await?;
+            }
             let mine = self.store.drive(&self.session.id).await?;
             if mine && !self.mine {
                 tracing::info!(queue.name = %self.session.queue, session = %self.session.id, "driving the rollout of this queue");

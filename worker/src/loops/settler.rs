@@ -208,7 +208,7 @@ fn build(session: &Session, outcomes: &[Outcome]) -> Batch {
             outcome.entry.to_string(),
             ran.attempt,
             ran.ended,
-            u64::try_from(ran.took.as_millis()).unwrap_or(u64::MAX),
+            u64::try_from(ran.took().as_millis()).unwrap_or(u64::MAX),
         );
         let label = &labels[outcome.place];
         match groups
