@@ -68,7 +68,7 @@ pub(crate) fn run(session: Arc<Session>, mut task: Claimed) -> impl Future<Outpu
                 Err(why) => barred = Some(why),
             }
         }
-        if task.envelope.recovered > 0 && barred.is_none() && session.blocks.is_on() {
+        if task.envelope.deaths > 0 && barred.is_none() && session.blocks.is_on() {
             Box::pin(blocks::count_lost(&session, &task)).await;
         }
         let routed = match barred {

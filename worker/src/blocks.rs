@@ -245,7 +245,8 @@ impl Counting {
     }
 }
 
-/// Counts the attempt that a recovered task lost with its process. Before it starts again, for it may take this process
+/// Counts the attempt that a suspect lost with its process: once its attempt has ended in a process that lives it is none, and
+/// what it lost long ago says nothing of the version that it runs on now. Before it starts again, for it may take this process
 /// along too; to the version that it is about to run on, which the gate gave it then unless it changed since.
 pub(crate) async fn count_lost(session: &Session, task: &Claimed) {
     let envelope = &task.envelope;

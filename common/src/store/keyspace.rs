@@ -88,7 +88,8 @@ pub enum Key {
     Rollout(Queue),
     /// STRING, PX · per queue with a rollout · the session that drives it.
     Driver(Queue),
-    /// HASH · per queue with a rollout and 10 s of Redis's clock · `<version>:…` counters of first attempts that ended then; TTL.
+    /// HASH · per queue with a rollout and 10 s of Redis's clock · `<version>:…` counters of first attempts that ended then; TTL. In block
+    /// 0 the names of attempts that were counted as lost.
     Block(Queue, u64),
     /// HASH · per queue · a question to the workers of one version, whether they can read what waits, and their answer; TTL.
     Probe(Queue),

@@ -23,6 +23,10 @@ use crate::{
 
 /// How long a block is kept.
 pub const BLOCK_TTL: Duration = Duration::from_secs(2 * 3600);
+/// Block 0, of 1970, has the names of the attempts that were counted as lost.
+const NAMES: u64 = 0;
+/// How long they are known after the last of them.
+const NAMES_TTL: Duration = Duration::from_secs(24 * 3600);
 /// How long a driver outlives its last word.
 pub const DRIVER_LEASE: Duration = Duration::from_secs(5);
 /// Most that the log keeps of a step's words, and of its evidence.
@@ -297,10 +301,12 @@ impl RolloutStore {
         let link = self.store.warm().await?;
         let mut call = script::LOST.prepare_invoke();
         call.key(self.key(&Key::Block(self.queue.clone(), block)))
+            .key(self.key(&Key::Block(self.queue.clone(), NAMES)))
             .arg(version.as_str())
             .arg(format!("{task}@{recovered}"))
             .arg(BLOCK_TTL.as_secs())
-            .arg(if placed { "1" } else { "" });
+            .arg(if placed { "1" } else { "" })
+            .arg(NAMES_TTL.as_secs());
         link.run_script(&call).await?;
         Ok(())
     }

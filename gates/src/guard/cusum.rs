@@ -22,6 +22,10 @@ const BLIND: f64 = 0.1;
 /// What the active version must have done meanwhile, for a candidate to be accused.
 const BESIDE: u64 = 5;
 
+fn unknown(config: &GuardConfig) -> f64 {
+    BLIND.max(config.burn.p0_floor)
+}
+
 /// One CUSUM.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Cusum {
@@ -134,13 +138,24 @@ pub(super) enum Alarm {
 }
 
 impl Burns {
+    /// What is healthy, as far as the active version has shown it.
+    pub(super) fn usual(&self, config: &GuardConfig) -> f64 {
+        match self.is_blind(config) {
+            true => unknown(config),
+            false => self.ever.healthy(config),
+        }
+    }
+
+    /// Whether the active version has done too little to compare with.
+    fn is_blind(&self, config: &GuardConfig) -> bool {
+        self.ever.n < config.burn.active_min as f64
+    }
+
     /// One look.
     pub(super) fn look(&mut self, active: Tally, candidate: Tally, config: &GuardConfig) {
-        let blind = self.ever.n < config.burn.active_min as f64;
-        let unknown = BLIND.max(config.burn.p0_floor);
+        let blind = self.is_blind(config);
         // An outage is found against what was before it, and is no part of what is usual.
-        self.active
-            .take(active, if blind { unknown } else { self.ever.healthy(config) }, config);
+        self.active.take(active, self.usual(config), config);
         // The active version comes first: what befell both in this look must be known before anyone is accused.
         if blind || !self.active.alarmed(config) {
             self.ever.add(active);
@@ -149,7 +164,7 @@ impl Burns {
         self.lately.add(active);
         let mode = if self.active.alarmed(config) {
             Mode::BothMayFail
-        } else if self.ever.n < config.burn.active_min as f64 {
+        } else if self.is_blind(config) {
             Mode::Blind
         } else {
             Mode::Judging
@@ -162,7 +177,7 @@ impl Burns {
         }
         let p0 = match mode {
             Mode::Judging => self.p0(config),
-            Mode::Blind | Mode::BothMayFail => unknown,
+            Mode::Blind | Mode::BothMayFail => unknown(config),
         };
         self.candidate.take(candidate, p0, config);
         if self.candidate.g > 0.0 {

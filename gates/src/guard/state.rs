@@ -171,7 +171,7 @@ impl GuardState {
     /// The candidate was promoted: from now on it is alone, and watched against what was usual before.
     pub fn freeze(&mut self, config: &GuardConfig) {
         if self.watch.is_none() {
-            self.watch = Some(Watch::new(self.burns.ever.healthy(config)));
+            self.watch = Some(Watch::new(self.burns.usual(config)));
         }
     }
 

@@ -461,6 +461,32 @@ fn after_promotion_ruin_is_found_and_the_usual_is_not() {
     assert_eq!(rollout.regressed(), None);
 }
 
+// Promoted at once: nobody knows what is usual. Ruin is ruin all the same.
+#[test]
+fn after_promotion_with_nothing_before_it_ruin_is_found_too() {
+    for before in [0, 20] {
+        let config = GuardConfig::default();
+        let mut guard = GuardState::new(&config);
+        let arm = |n, failed| Arm {
+            n,
+            failed,
+            ..Arm::default()
+        };
+        guard.ticked(
+            &config,
+            &Counts {
+                active: arm(before, 0),
+                ..Counts::default()
+            },
+        );
+        guard.freeze(&config);
+        guard.watched(&config, &arm(1_000, 100));
+        assert!(matches!(guard.verdict(&config, 1), Verdict::Pass(_)));
+        guard.watched(&config, &arm(20, 20));
+        assert!(matches!(guard.verdict(&config, 1), Verdict::Regressed(_)), "{before}");
+    }
+}
+
 #[test]
 fn a_stored_guard_goes_on_as_if_it_had_never_been_stored() {
     let (mut kept, mut stored) = (Rollout::new(9, 0.1), Rollout::new(9, 0.1));

@@ -77,6 +77,15 @@ pub fn mark(entry: &str, why: &str) -> String {
     )
 }
 
+/// The entry without its mark; `None` if it has none.
+#[must_use]
+pub(super) fn unmark(entry: &str) -> Option<String> {
+    let mut found: Value = serde_json::from_str(entry).ok()?;
+    found.as_object_mut()?.remove("rolled_back")?;
+    // `@` only where the script is to put a number.
+    Some(found.to_string().replace('@', "\\u0040"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +109,10 @@ mod tests {
                 (1_790_000_000_000_123, 7, "v2 fails: \"50 %\" @rev@")
             );
             assert_eq!(build_of(&marked), build_of(entry));
+            let object = |text: &str| serde_json::from_str(text).ok().filter(Value::is_object);
+            let rest = object(&unmark(&marked).unwrap());
+            assert_eq!(rest, object(entry).or_else(|| object("{}")));
+            assert_eq!(unmark(entry), None);
             assert_eq!(rolled_back(&again).unwrap().rev, 8);
         }
         assert_eq!(rolled_back(r#"{"build":"b"}"#), None);

@@ -15,7 +15,7 @@ use super::{
     Action, is_full,
     mark::{self, build_of},
     record::{Record, Status},
-    spec::{Inflight, Spec},
+    spec::{Inflight, MAX_STEPS, Spec},
 };
 use crate::{
     gate::Gate,
@@ -130,6 +130,12 @@ pub fn plan(record: &Record, action: &Action, setting: &Setting) -> Step {
             record.status = Status::Promoted;
             record.reason = format!("watched for {:?}: nothing against {to}", record.spec.watch);
             step.text = format!("done: {to} is active, {}", record.reason);
+            // Whatever an earlier rollout of it came to: it is better now.
+            step.mark = mark::unmark(&setting.entry).map(|after| Mark {
+                version: to,
+                before: setting.entry.clone(),
+                after,
+            });
         }
         Action::Overruled { by } => {
             record.status = Status::Overruled;
@@ -246,13 +252,12 @@ pub fn pause(record: &Record, setting: &Setting) -> Option<Step> {
 pub fn resume(record: &Record, setting: &Setting) -> Option<Step> {
     let mut record = record.clone();
     match record.status {
-        Status::Held => {
-            record.baked_us = 0;
-            record.guard.resumed();
-        }
+        Status::Held => record.baked_us = 0,
         Status::Paused => {}
         _ => return None,
     }
+    // Also of one that was paused while it was held.
+    record.guard.resumed();
     let text = format!("resumed at {} %{}", record.share(), by(setting));
     Some(turned(&record, setting, Status::Running, text))
 }
@@ -281,15 +286,19 @@ pub fn promote(record: &Record, all: bool, setting: &Setting) -> Option<Step> {
     }
     let mut record = record.clone();
     let last = record.spec.steps.len() - 1;
-    if (all || record.step == last) && !is_full(&record.spec, last) {
-        // It ends below 100 %: a person adds the step that it lacks.
+    let to_the_end = all || record.step == last;
+    if to_the_end && !is_full(&record.spec, last) {
+        // It ends below 100 %: a person adds the step that it lacks, or makes it of the last one.
+        record.spec.steps.truncate(MAX_STEPS - 1);
         record.spec.steps.push(super::StepSpec::plain(crate::gate::Share::ALL));
     }
-    let n = if all {
+    let n = if to_the_end {
         record.spec.steps.len() - 1
     } else {
         record.step + 1
     };
+    // What held the step before is no reason to hold the next one.
+    record.guard.resumed();
     let mut step = plan(&record, &Action::Advance { step: n }, setting);
     step.text = format!("promoted{}: {}", by(setting), step.text);
     step.record

@@ -19,6 +19,10 @@ use crate::{
 const BLOCK_GRACE_US: u64 = 2_000_000;
 /// Most blocks that one look reads (P10).
 pub const MAX_BLOCKS: u64 = 60;
+/// How far Redis's clock may go back before blocks are looked at again.
+const MOST_BLOCKS_BACK: u64 = 6;
+/// The most that passes between two looks while anybody drives, µs: the lease of one that died, and a little.
+const MOST_BETWEEN_LOOKS_US: u64 = 10_000_000;
 
 /// Largest number of a record: what Lua holds.
 const MAX_NUMBER: u64 = (1 << 53) - 1;
@@ -298,11 +302,20 @@ impl Record {
 
     /// Takes in what the blocks say now, and the time that has passed. Each attempt counts once, whoever looks.
     pub fn observe(&mut self, now_us: u64, gate_paused: bool, blocks: &[(u64, Counts)]) {
+        if self.block_of(now_us).saturating_add(MOST_BLOCKS_BACK) < self.next_block {
+            // Redis's clock went back: what happens until it is there again must not pass unseen. A little is waited for, or what was
+            // counted in those blocks already would count twice.
+            self.next_block = self.block_of(now_us) + 1;
+            self.counted.clear();
+            self.looked_us = now_us;
+        }
         let clock_runs = matches!(self.status, Status::Running | Status::Watching) && !gate_paused;
         if clock_runs {
             // Without the time of the last look none has passed.
             let looked_us = if self.looked_us == 0 { now_us } else { self.looked_us };
-            self.baked_us = self.baked_us.saturating_add(now_us.saturating_sub(looked_us));
+            // Longer than it takes to find another driver nobody looked, or the clock jumped.
+            let passed = now_us.saturating_sub(looked_us).min(MOST_BETWEEN_LOOKS_US);
+            self.baked_us = self.baked_us.saturating_add(passed);
         }
         self.looked_us = self.looked_us.max(now_us);
         let watching = self.status == Status::Watching;

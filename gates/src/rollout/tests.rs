@@ -88,9 +88,12 @@ impl World {
     }
 
     fn look(&mut self, seconds: u64, verdict: &Verdict, with: (usize, usize)) -> Action {
-        self.now += seconds * SECOND;
         let mut record = self.record();
         record.observe(self.now, self.gate.paused, &[]);
+        for _ in 0..seconds {
+            self.now += SECOND;
+            record.observe(self.now, self.gate.paused, &[]);
+        }
         let look = Look {
             gate: &self.gate,
             set_by: "alice",
@@ -344,6 +347,100 @@ fn a_block_that_another_rollout_counted_in_is_left_out() {
         .record
         .insert("ended_before_us", (START - 60 * SECOND).to_string());
     assert_eq!(world.record().next_block, first);
+}
+
+#[test]
+fn a_clock_that_jumps_neither_bakes_nor_blinds() {
+    let mut record = World::new(&spec(QUICK)).record();
+    let counts = |n| Counts {
+        candidate: Arm { n, ..Arm::default() },
+        ..Counts::default()
+    };
+    let hour = 3_600 * SECOND;
+    let block = record.next_block;
+    let ahead = block + 360;
+    let empty: Vec<_> = (block..ahead).map(|n| (n, Counts::default())).collect();
+    record.observe(START + hour, false, &empty);
+    assert!(record.baked_us <= 10 * SECOND, "{}", record.baked_us);
+    assert!(record.next_block > block + 300);
+    // Back again: what happens now is seen.
+    record.observe(START + SECOND, false, &[]);
+    let (first, _) = record.blocks(START + 30 * SECOND);
+    assert!(first <= block + 2, "{first}");
+    let before = record.baked_us;
+    record.observe(START + 2 * SECOND, false, &[]);
+    assert_eq!(record.baked_us - before, SECOND);
+    record.observe(START + 60 * SECOND, false, &[(first, counts(7))]);
+    assert_eq!(record.totals.candidate.n, 7);
+    // A little is waited for: nothing counts twice.
+    let next = record.next_block;
+    record.observe(START + 30 * SECOND, false, &[(first, counts(7))]);
+    assert_eq!((record.next_block, record.totals.candidate.n), (next, 7));
+}
+
+// Whatever a person promotes, whoever drives can read it.
+#[test]
+fn what_is_promoted_can_be_read() {
+    let steps: Vec<String> = (1..=20).map(|n| n.to_string()).collect();
+    for all in [true, false] {
+        let mut world = World::new(&spec(&format!(r#"{{"steps":[{}]}}"#, steps.join(","))));
+        for n in 0..20 {
+            let record = world.record();
+            assert_eq!(record.step, n);
+            world.apply(&promote(&record, all, &world.setting()).unwrap());
+            if world.record().status == Status::Watching {
+                break;
+            }
+        }
+        let record = world.record();
+        assert_eq!(
+            (record.status, world.gate.to_string()),
+            (Status::Watching, "v2 active".to_owned())
+        );
+        assert!(promote(&record, all, &world.setting()).is_none());
+    }
+}
+
+// What held it is looked at, and left behind, however a person goes on from there.
+#[test]
+fn a_signal_that_somebody_saw_is_over() {
+    let slower = || {
+        let mut world = World::new(&spec(QUICK));
+        let mut guard: serde_json::Value = serde_json::to_value(GuardState::default()).unwrap();
+        guard["held"] = serde_json::to_value(HoldReason::Slower(evidence())).unwrap();
+        world.record.insert("guard", guard.to_string());
+        let verdict = world.record().verdict();
+        assert!(matches!(verdict, Verdict::Hold(_)));
+        assert!(matches!(world.look(1, &verdict, (1, 1)), Action::Hold { .. }));
+        world
+    };
+    let holds = |world: &World| matches!(world.record().verdict(), Verdict::Hold(_));
+    let mut paused = slower();
+    paused.apply(&pause(&paused.record(), &paused.setting()).unwrap());
+    assert!(holds(&paused), "a pause says nothing");
+    paused.apply(&resume(&paused.record(), &paused.setting()).unwrap());
+    assert!(!holds(&paused));
+    let mut promoted = slower();
+    promoted.apply(&promote(&promoted.record(), false, &promoted.setting()).unwrap());
+    assert!(!holds(&promoted));
+}
+
+// The mark of an earlier rollout says that nobody has shown it to be better since.
+#[test]
+fn a_version_that_made_it_is_marked_no_longer() {
+    let mut world = World::new(&spec(r#"{"steps":[100],"watch":"5s"}"#));
+    let record = world.record();
+    let marked = mark::mark(r#"{"build":"b"}"#, "it failed")
+        .replace("@rev@", "7")
+        .replace("@at_us@", "1");
+    let setting = Setting {
+        entry: marked.clone(),
+        ..world.setting()
+    };
+    let written = plan(&record, &Action::Finish, &setting).mark.unwrap();
+    assert_eq!((written.before, written.after), (marked, r#"{"build":"b"}"#.to_owned()));
+    assert_eq!(plan(&record, &Action::Finish, &world.setting()).mark, None);
+    assert_eq!(world.look(5, &pass(), (1, 0)), Action::Finish);
 }
 
 #[test]

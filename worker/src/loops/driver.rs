@@ -237,7 +237,7 @@ impl Driver {
             now_us,
             rev: sealed.rev,
             entry: match action {
-                Action::Rollback { .. } => self.store.version_entry(&record.to).await?,
+                Action::Rollback { .. } | Action::Finish => self.store.version_entry(&record.to).await?,
                 _ => String::new(),
             },
             running: self.running(&record.to),
