@@ -21,6 +21,7 @@ mod results;
 mod retention;
 mod rolling;
 mod rollout;
+mod rollout_slots;
 mod rollout_targets;
 mod routing;
 mod schedules;
