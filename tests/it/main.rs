@@ -29,6 +29,7 @@ mod rollout;
 mod rollout_cli;
 mod rollout_policy;
 mod rollout_seams;
+mod rollout_words;
 mod schedule_cli;
 mod schedules;
 mod sessions;
