@@ -8,6 +8,7 @@ mod cancel;
 mod cli;
 mod config_cli;
 mod config_guide;
+mod config_inflight;
 mod config_store;
 mod connect;
 mod dead;
