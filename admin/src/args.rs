@@ -34,10 +34,11 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0  done
   1  failed, or interrupted; gate blast --certificate: something was started late
-  2  usage or configuration
+  2  usage or configuration: what cannot be meant, whatever Redis says
   3  Redis unreachable
   4  no such queue, task, version, dead letter or schedule
-  5  refused: --if-rev moved, invalid value, not ready (gate check, gate set, rollout start), limit; a canary failed
+  5  refused: --if-rev moved, a value that the gate does not take, not ready (gate check, gate set, rollout start), limit; a
+     canary failed
   6  committed, but not everyone confirmed (--wait, --drain); a canary or a task did not end in time; a certificate that
      cannot be decided yet
   10  config diff, config drift with --exit-code: something differs

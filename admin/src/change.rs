@@ -11,10 +11,12 @@ use switchback_common::{
 use switchback_gates::{
     Gate, GateError,
     admin::{Confirmation, operation_id},
+    rollout::Status,
 };
 
 use crate::{
     args::{Change, InFlight},
+    commands::rollout,
     context::Context,
     drain::{self, Behind, DrainView},
     exit::Failure,
@@ -199,6 +201,9 @@ pub(crate) async fn report(
         }
         intent.warnings.push(text);
     }
+    intent
+        .warnings
+        .extend(ended_rollout(context, queue, &answer, options.dry_run).await);
     let dropped = if answer.changed {
         dropped(context, queue, answer.rev).await
     } else {
@@ -237,6 +242,29 @@ pub(crate) async fn report(
     };
     out.value(&view, |_| line(&view, &queue.task_type))?;
     failure.map_or(Ok(()), Err)
+}
+
+/// Whoever sets the gate otherwise than a rollout left it ends that, and should know. Asked behind the change.
+async fn ended_rollout(context: &Context, queue: &Queue, answer: &Answer, dry_run: bool) -> Option<String> {
+    if !answer.changed && !dry_run {
+        return None;
+    }
+    let (record, _) = rollout::look(context, queue).await.ok()??;
+    // A worker may have seen it already.
+    let just_now = record.status == Status::Overruled && record.rev == answer.rev && answer.changed;
+    let live = record.status.is_live() && !record.agrees_with(&answer.gate);
+    if !live && !just_now {
+        return None;
+    }
+    let ends = if dry_run { "this would end" } else { "this ends" };
+    let text = format!("{ends} the rollout of {}", record.to);
+    if !answer.gate.reaches(&record.to) {
+        tell(format_args!("{}: {text}", queue.task_type));
+        return Some(text);
+    }
+    let text = format!("{text}: nobody guards what the gate gives it");
+    warn(&text);
+    Some(text)
 }
 
 /// It is committed, whatever happens to the connection now.

@@ -10,6 +10,9 @@ use serde::Serialize;
 
 use crate::{exit::Failure, text::one_line};
 
+/// In less room than this nothing is folded.
+const NARROWEST: usize = 20;
+
 /// How data is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Format {
@@ -157,12 +160,85 @@ pub(crate) fn table(header: &[&str], right: &[&str], rows: impl IntoIterator<Ite
     table.trim_fmt()
 }
 
-/// `NAME  value` lines; entries without a value are left out.
+/// `NAME  value` lines; entries without a value are left out. What is longer than the terminal goes on below its value.
 pub(crate) fn sheet(rows: &[(&str, String)]) -> String {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    let lines = rows
-        .iter()
-        .filter(|(_, value)| !value.is_empty())
-        .map(|(name, value)| format!("{name:<width$}  {value}\n"));
+    let room = Table::new()
+        .width()
+        .map(|columns| usize::from(columns).saturating_sub(width + 2));
+    let lines = rows.iter().filter(|(_, value)| !value.is_empty()).map(|(name, value)| {
+        let value = match room {
+            Some(room) => folded(value, room).join(&format!("\n{:width$}  ", "")),
+            None => value.clone(),
+        };
+        format!("{name:<width$}  {value}\n")
+    });
     lines.collect()
+}
+
+/// Lines of at most `room` characters, broken at spaces, but not within `commands`: they are there to be copied.
+fn folded(text: &str, room: usize) -> Vec<String> {
+    if room < NARROWEST {
+        return vec![text.to_owned()];
+    }
+    let mut words: Vec<String> = Vec::new();
+    let mut in_command = false;
+    for word in text.split(' ') {
+        match words.last_mut().filter(|_| in_command) {
+            Some(command) => command.extend([" ", word]),
+            None => words.push(word.to_owned()),
+        }
+        in_command ^= word.matches('`').count() % 2 == 1;
+    }
+    let (mut lines, mut used): (Vec<String>, usize) = (Vec::new(), 0);
+    for word in words {
+        let length = shown_length(&word);
+        match lines.last_mut().filter(|_| used + 1 + length <= room) {
+            Some(line) => {
+                line.extend([" ", word.as_str()]);
+                used += 1 + length;
+            }
+            None => {
+                lines.push(word);
+                used = length;
+            }
+        }
+    }
+    lines
+}
+
+/// Characters that take room: colours do not.
+fn shown_length(word: &str) -> usize {
+    let mut colours = false;
+    let shows = |c: &char| {
+        let (was, is) = (colours, if colours { *c != 'm' } else { *c == '\x1b' });
+        colours = is;
+        !was && !is
+    };
+    word.chars().filter(shows).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_values_go_on_below_and_commands_stay_whole() {
+        let fold = |text: &str| folded(text, 24);
+        assert_eq!(fold("short"), ["short"]);
+        assert_eq!(
+            fold("held: no live worker has v2 now"),
+            ["held: no live worker has", "v2 now"]
+        );
+        assert_eq!(
+            fold("it waits; `switchback rollout promote mail` goes on without"),
+            ["it waits;", "`switchback rollout promote mail`", "goes on without"]
+        );
+        assert_eq!(
+            fold(&paint("rolled back by the guard", true)).len(),
+            1,
+            "colours take no room"
+        );
+        assert_eq!(folded("a b c d e f", 3), ["a b c d e f"], "narrower than anything");
+    }
 }

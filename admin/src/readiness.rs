@@ -14,19 +14,17 @@ use switchback_common::{
     },
 };
 use switchback_gates::{
-    Gate,
+    Gate, Share,
     admin::operation_id,
-    readiness::{self, Answer, Capacity, Facts, Level, Load, Objection, Sample, UnreadableTask},
+    readiness::{self, Answer, Capacity, Facts, Level, Load, MINUTES, Objection, Sample, Shortage, UnreadableTask},
 };
 
-use crate::{context::Context, exit::Failure, text::plain, view::has};
+use crate::{context::Context, exit::Failure, text::plain};
 
 /// How long a flip that can wait listens for the answer of a worker.
 pub(crate) const LISTEN: Duration = probe::LISTENS;
 /// How long a rollback does, which has happened already.
 const LISTEN_AFTER: Duration = Duration::from_millis(500);
-/// Whole minutes of Redis's clock that the load is taken from, beside the one that runs.
-const MINUTES: u64 = 10;
 
 /// What is known of a version's readiness, as `gate check` shows it.
 #[derive(Debug, Serialize)]
@@ -126,22 +124,23 @@ pub(crate) async fn look(
 
 async fn capacity(context: &Context, queue: &Queue, version: &Version) -> Result<Capacity, Failure> {
     let live = context.gates.live_sessions(queue).await?;
-    let having: Vec<_> = live.iter().filter(|session| has(session, version)).collect();
-    let (mut held, mut slots) = (0, 0_u64);
-    for session in &having {
-        match &session.record {
-            _ if session.open.contains(version) => held += 1,
-            Some(record) => slots = slots.saturating_add(u64::try_from(record.concurrency).unwrap_or(u64::MAX)),
-            None => {}
-        }
-    }
-    // What the queue is limited to, its workers cannot run.
     let limit = limits::read(&context.store, queue).await?.throttle.concurrency;
-    Ok(Capacity {
-        sessions: having.len(),
-        held,
-        slots: limit.map_or(slots, |limit| slots.min(limit.into())),
-    })
+    Ok(Capacity::of(&live, version, limit))
+}
+
+/// Of these shares, in their order, the first that the live workers of `version` would not carry.
+pub(crate) async fn shortage(
+    context: &Context,
+    queue: &Queue,
+    version: &Version,
+    shares: impl IntoIterator<Item = Share>,
+) -> Result<Option<(usize, Shortage)>, Failure> {
+    let capacity = capacity(context, queue, version).await?;
+    let now = context.now_us().await?;
+    let counters = versions::counters(&context.store, queue, now, MINUTES + 1).await?;
+    let load = Load::of(&counters, version, now);
+    let short = |(n, share)| Some((n, Shortage::of(version, share, load, capacity)?));
+    Ok(shares.into_iter().enumerate().find_map(short))
 }
 
 async fn ask(

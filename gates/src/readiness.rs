@@ -3,19 +3,26 @@
 //! A flip takes effect within milliseconds, so it is asked before: is anybody there to run it, are they enough, and can they
 //! read what waits? What speaks against it is said as a whole; a person who knows better passes over it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde::Serialize;
-use switchback_common::{Queue, Version, store::versions::VersionRecord};
+use switchback_common::{
+    Queue, Version,
+    store::{session::SessionInfo, versions::VersionRecord},
+};
 
 use crate::gate::{Gate, Share};
 
+/// Whole minutes of Redis's clock that the load is taken from, beside the one that runs.
+pub const MINUTES: u64 = 10;
 /// Attempts of a version from which its own durations are used; below, those of all versions.
 const OWN_DURATIONS: u64 = 20;
 /// A version that is busier than this is said to be near its limit.
 const NEARLY_BUSY: f64 = 0.8;
 /// A backlog that takes longer is worth a word.
 const LONG_DRAIN_SECS: u64 = 600;
+/// How many times too high the slots needed may be estimated: all durations of a bucket may lie at its lower end.
+const DOUBT: f64 = 2.5;
 /// Unreadable tasks that are named in words; the JSON has them all.
 const NAMED: usize = 3;
 
@@ -52,11 +59,36 @@ pub struct Capacity {
     pub slots: u64,
 }
 
+impl Capacity {
+    /// What live sessions offer of `version`. `limit`: what the queue is limited to, its workers cannot run.
+    #[must_use]
+    pub fn of<'a>(live: impl IntoIterator<Item = &'a SessionInfo>, version: &Version, limit: Option<u32>) -> Self {
+        let mut out = Self::default();
+        for session in live {
+            let Some(record) = session.record.as_ref().filter(|r| r.versions.contains(version)) else {
+                continue;
+            };
+            out.sessions += 1;
+            match session.open.contains(version) {
+                true => out.held += 1,
+                false => {
+                    let slots = u64::try_from(record.concurrency).unwrap_or(u64::MAX);
+                    out.slots = out.slots.saturating_add(slots);
+                }
+            }
+        }
+        out.slots = limit.map_or(out.slots, |limit| out.slots.min(limit.into()));
+        out
+    }
+}
+
 /// What a queue has lately been doing.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Load {
     /// Attempts per second that ended in the busiest of the last minutes.
     pub rate_per_sec: f64,
+    /// Attempts per second that ended in all of them, but for the one that runs.
+    pub usual_per_sec: f64,
     /// How long an attempt takes on average, estimated from the histogram; `None`: none has ended lately.
     pub mean_secs: Option<f64>,
 }
@@ -284,6 +316,69 @@ pub fn needed_slots(load: Load, share: f64) -> Option<f64> {
     Some(load.rate_per_sec * load.mean_secs? * share)
 }
 
+/// A share of the tasks is more than the live workers of a version can carry.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shortage {
+    /// The version.
+    pub version: Version,
+    /// Its share.
+    pub share: Share,
+    /// What there is to do.
+    pub load: Load,
+    /// The slots that its share of the busiest minute takes, about.
+    pub needed: f64,
+    /// Those that there are.
+    pub slots: u64,
+}
+
+impl Shortage {
+    /// Whether `share` is more than `capacity` carries; `None` if it is not, or nothing is known of the load.
+    #[must_use]
+    pub fn of(version: &Version, share: Share, load: Load, capacity: Capacity) -> Option<Self> {
+        let needed = needed_slots(load, part(share))?;
+        let short = Self {
+            version: version.clone(),
+            share,
+            load,
+            needed,
+            slots: capacity.slots,
+        };
+        (needed > short.available()).then_some(short)
+    }
+
+    /// Whether it is so however much the estimate is off, and not for a minute only: what is not looked at by a person may rely
+    /// on it.
+    #[must_use]
+    pub fn is_sure(&self) -> bool {
+        let usual = Load {
+            rate_per_sec: self.load.usual_per_sec,
+            ..self.load
+        };
+        needed_slots(usual, part(self.share)).is_some_and(|needed| needed > self.available() * DOUBT)
+    }
+
+    fn available(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "slots are far below 2^52")]
+        let slots = self.slots as f64;
+        slots
+    }
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "for {} % of {:.1} tasks/s of {} each {} needs about {:.0} slots, and its live workers have {}",
+            self.share,
+            self.load.rate_per_sec,
+            secs(self.load.mean_secs.unwrap_or(0.0)),
+            self.version,
+            self.needed.ceil(),
+            self.slots
+        )
+    }
+}
+
 /// How long the version's workers take for what waits, at its share and with nothing else to do; `None`: nobody can say,
 /// or never.
 #[must_use]
@@ -307,8 +402,7 @@ pub fn drain_secs(facts: &Facts<'_>) -> Option<u64> {
 /// much that is.
 #[must_use]
 pub fn share(gate: &Gate, version: &Version) -> f64 {
-    let percent = gate.candidate.as_ref().map_or(Share::NONE, |_| gate.percent);
-    let candidate = f64::from(percent.thousandths()) / f64::from(Share::ALL.thousandths());
+    let candidate = part(gate.candidate.as_ref().map_or(Share::NONE, |_| gate.percent));
     if gate.candidate.as_ref() == Some(version) {
         candidate
     } else if gate.active == *version {
@@ -318,15 +412,22 @@ pub fn share(gate: &Gate, version: &Version) -> f64 {
     }
 }
 
+/// A share as a number from 0 to 1.
+#[must_use]
+pub fn part(share: Share) -> f64 {
+    f64::from(share.thousandths()) / f64::from(Share::ALL.thousandths())
+}
+
 impl Load {
     /// From the counters of the last minutes of Redis's clock, `(minute, [(<version>:<what>, n)])`. Durations are those of
     /// `version` if it has enough of them.
     #[must_use]
     pub fn of(minutes: &[(u64, Vec<(String, u64)>)], version: &Version, now_us: u64) -> Self {
         let mut rate_per_sec = 0.0_f64;
+        let (mut whole, mut in_whole) = (0_u64, 0_u64);
         let (mut own, mut all) = (Durations::default(), Durations::default());
         for (minute, counters) in minutes {
-            let mut ended = 0;
+            let mut ended = 0_u64;
             for (name, n) in counters {
                 let Some((of, bound)) = name.split_once(":le_") else {
                     continue;
@@ -342,10 +443,17 @@ impl Load {
             #[expect(clippy::cast_precision_loss, reason = "an estimate")]
             let rate = ended as f64 / lasted.clamp(10, 60) as f64;
             rate_per_sec = rate_per_sec.max(rate);
+            if lasted >= 60 {
+                whole += 1;
+                in_whole = in_whole.saturating_add(ended);
+            }
         }
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let usual_per_sec = in_whole as f64 / (whole * 60).max(1) as f64;
         let durations = if own.n() >= OWN_DURATIONS { own } else { all };
         Self {
             rate_per_sec,
+            usual_per_sec,
             mean_secs: durations.mean_secs(),
         }
     }
@@ -453,6 +561,7 @@ mod tests {
     fn busy(rate_per_sec: f64, mean_secs: f64) -> Load {
         Load {
             rate_per_sec,
+            usual_per_sec: rate_per_sec / 2.0,
             mean_secs: Some(mean_secs),
         }
     }
@@ -510,6 +619,57 @@ mod tests {
         assert_eq!(case.codes(), "breaker_open");
         case.capacity = Capacity::default();
         assert_eq!(case.codes(), "no_worker");
+    }
+
+    #[test]
+    fn a_share_that_nobody_could_carry_is_told_and_relied_upon_only_if_there_is_no_doubt() {
+        let (v2, share): (Version, Share) = ("v2".parse().unwrap(), Share::parse("50").unwrap());
+        let short = |slots, load| {
+            let capacity = Capacity {
+                slots,
+                ..Capacity::default()
+            };
+            Shortage::of(&v2, share, load, capacity)
+        };
+        assert_eq!(short(25, busy(100.0, 0.5)), None);
+        let tight = short(24, busy(100.0, 0.5)).unwrap();
+        assert_eq!(
+            (tight.to_string().as_str(), tight.is_sure()),
+            (
+                "for 50 % of 100.0 tasks/s of 500.0 ms each v2 needs about 25 slots, and its live workers have 24",
+                false
+            )
+        );
+        // Half of that is usual.
+        assert!(!short(5, busy(100.0, 0.5)).unwrap().is_sure());
+        assert!(short(4, busy(100.0, 0.5)).unwrap().is_sure());
+        assert_eq!(short(0, Load::default()), None, "nothing is known");
+    }
+
+    #[test]
+    fn long_tasks_that_end_together_are_no_load_of_every_minute() {
+        let minutes: Vec<(u64, Vec<(String, u64)>)> = (0..11)
+            .map(|n| {
+                (
+                    n,
+                    if n % 5 == 2 {
+                        vec![("v1:le_300000".to_owned(), 100)]
+                    } else {
+                        vec![]
+                    },
+                )
+            })
+            .collect();
+        let load = Load::of(&minutes, &"v2".parse().unwrap(), 10 * 60_000_000 + 1);
+        assert!((load.rate_per_sec - 100.0 / 60.0).abs() < 0.01, "{load:?}");
+        assert!((load.usual_per_sec - 200.0 / 600.0).abs() < 0.01, "{load:?}");
+        let capacity = Capacity {
+            sessions: 1,
+            held: 0,
+            slots: 100,
+        };
+        let short = Shortage::of(&"v2".parse().unwrap(), Share::ALL, load, capacity).unwrap();
+        assert!(!short.is_sure(), "its 100 slots carried it until now: {short}");
     }
 
     #[test]

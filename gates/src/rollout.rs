@@ -3,6 +3,7 @@
 //! Whoever drives one looks, [`Record::observe`]s what was counted, asks [`next`] what to do, and writes the [`plan()`] in one
 //! script call. It keeps nothing between looks: any worker can go on where another died.
 
+mod hold;
 mod mark;
 mod plan;
 mod record;
@@ -13,8 +14,11 @@ use crate::{
     guard::{Evidence, Verdict},
 };
 
+use hold::{Reasons, is_refused, kind};
+
+pub use hold::gate_refused;
 pub use mark::{RolledBack, build_of, mark, rolled_back};
-pub use plan::{Setting, abort, bury, maker, pause, plan, promote, resume, start};
+pub use plan::{Setting, abort, bury, maker, pause, plan, promote, resume, start, without_commands};
 pub use record::{InvalidRecord, MAX_BLOCKS, Record, Status, block_us, counts};
 pub use spec::{Inflight, InvalidSpec, Spec, StepSpec};
 
@@ -31,6 +35,10 @@ pub struct Look<'a> {
     pub with_from: usize,
     /// What the guard says.
     pub verdict: &'a Verdict,
+    /// The next step is more than the live workers of the candidate can carry, in words; `None`: it is not, or nobody asked.
+    pub short: Option<&'a str>,
+    /// The task type, for commands that people may run next; empty: none is named.
+    pub task_type: &'a str,
 }
 
 /// What to do.
@@ -97,20 +105,23 @@ fn ramp(record: &Record, look: &Look<'_>) -> Action {
     };
     let release_or = |action: Action| if held { Action::Release } else { action };
     let (to, from) = (&record.to, &record.from);
+    let reasons = Reasons {
+        record,
+        task_type: look.task_type,
+    };
     if look.with_to < record.spec.min_workers {
-        let need = record.spec.min_workers;
         return hold(match look.with_to {
-            0 => format!("no live worker has {to}"),
-            n => format!("too few live workers have {to} ({n}, and it needs {need})"),
+            0 => reasons.nobody_has(to),
+            n => reasons.too_few_have(to, n, record.spec.min_workers),
         });
     }
     if look.with_from == 0 {
-        return hold(format!("no live worker has {from}, which a rollback would go to"));
+        return hold(reasons.no_way_back(from));
     }
     let bake = micros(record.spec.bake_of(record.step));
     match look.verdict {
         Verdict::Regressed(_) => Action::Nothing,
-        Verdict::Hold(reason) => hold(reason.to_string()),
+        Verdict::Hold(reason) => hold(reasons.of_guard(reason)),
         Verdict::Insufficient { .. } => {
             // The product of two checked numbers; what is too long for a clock is never over.
             let patience = std::time::Duration::try_from_secs_f64(
@@ -119,28 +130,22 @@ fn ramp(record: &Record, look: &Look<'_>) -> Action {
             // Of a block that is not over nothing is known.
             let blocks = BLOCKS_AT_LEAST * record::block_us(record.spec.guard.block_secs);
             match record.baked_us >= patience.map_or(u64::MAX, micros).max(blocks) {
-                true => hold(format!("{TOO_FEW} ({})", look.verdict)),
+                true => hold(reasons.too_little(look.verdict)),
                 false => release_or(Action::Nothing),
             }
         }
         Verdict::Pass(_) if record.baked_us < bake => release_or(Action::Nothing),
-        Verdict::Pass(_) if record.step + 1 < record.spec.steps.len() => {
-            release_or(Action::Advance { step: record.step + 1 })
-        }
-        Verdict::Pass(_) => hold(LAST_STEP.to_owned()),
+        Verdict::Pass(_) if record.step + 1 < record.spec.steps.len() => match look.short {
+            Some(short) => hold(reasons.too_weak(short)),
+            None if is_refused(&record.reason) => Action::Advance { step: record.step + 1 },
+            None => release_or(Action::Advance { step: record.step + 1 }),
+        },
+        Verdict::Pass(_) => hold(reasons.last_step()),
     }
 }
 
 /// However short the bake: so many blocks before a step may be held for knowing too little.
 const BLOCKS_AT_LEAST: u64 = 2;
-
-/// A reason without the figures behind it.
-fn kind(reason: &str) -> &str {
-    reason.split(" (").next().unwrap_or(reason)
-}
-
-const TOO_FEW: &str = "too little is known of the candidate after the time, extended, that this step has";
-const LAST_STEP: &str = "the last step is passed and below 100 %: promote it by hand";
 
 /// Whether this step gives everything to the candidate.
 #[must_use]

@@ -71,7 +71,7 @@ async fn a_rollout_is_begun_paused_resumed_promoted_and_aborted() {
     mail.shell
         .run("rollout pause mail")
         .exits(REFUSED)
-        .tells("is paused: it cannot be paused");
+        .tells("is paused at 5 % by alice (lunch): it cannot be paused");
     mail.shell.run("rollout resume mail").exits(OK);
     mail.shell
         .run("rollout promote mail --dry-run")
@@ -110,7 +110,7 @@ async fn a_rollout_is_begun_paused_resumed_promoted_and_aborted() {
     mail.shell
         .run("rollout abort mail")
         .exits(REFUSED)
-        .tells("is aborted: it cannot be aborted");
+        .tells("is over (aborted by alice): it cannot be aborted");
     let sources: Vec<Value> = mail
         .shell
         .json("gate history mail")
@@ -170,20 +170,20 @@ async fn what_speaks_against_a_start_is_said_and_changes_nothing() {
         ),
         ("rollout start mail --to v1", "v1 is the active version already"),
         ("rollout start mail --to v3", "no live worker has v3; --force"),
-        ("rollout start mail --to v2 --steps 10,5", "5 % after 10 %"),
-        ("rollout start mail --to v2 --steps 10,10", "more than the one before"),
-        ("rollout start mail --to v2 --bake 8d", "7d"),
-        ("rollout start mail --to v2 --margin 60", "failure_margin"),
         ("rollout start mail --to v2 --if-rev 99", "is at revision"),
     ] {
         mail.shell.run(line).exits(REFUSED).tells(why);
     }
-    for line in [
-        "rollout start mail --to v2 --steps 10,101",
-        "rollout start mail --to v2 --steps ten",
-        "rollout start mail",
+    for (line, why) in [
+        ("rollout start mail --to v2 --steps 10,5", "5 % after 10 %"),
+        ("rollout start mail --to v2 --steps 10,10", "more than the one before"),
+        ("rollout start mail --to v2 --bake 8d", "7d"),
+        ("rollout start mail --to v2 --margin 60", "failure_margin"),
+        ("rollout start mail --to v2 --steps 10,101", "is not a percentage"),
+        ("rollout start mail --to v2 --steps ten", "is not a percentage"),
+        ("rollout start mail", "which version?"),
     ] {
-        mail.shell.run(line).exits(USAGE);
+        mail.shell.run(line).exits(USAGE).tells(why);
     }
     mail.shell.run("rollout start nowhere --to v2").exits(NOT_FOUND);
     assert_eq!(mail.rev(), rev);

@@ -22,6 +22,7 @@ mod results;
 mod retention;
 mod rolling;
 mod rollout;
+mod rollout_slots;
 mod rollout_targets;
 mod routing;
 mod schedules;

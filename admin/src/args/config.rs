@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Subcommand};
 use switchback_common::TaskType;
 
+use super::InFlight;
 use crate::{config::document::Syntax, text::duration};
 
 const DOCUMENT: &str = "\
@@ -105,7 +106,7 @@ JSON: {namespace, drifted, drift: [{queue, section, field, file, redis,
 
 const APPLY_JSON: &str = "\
 JSON: {namespace, changed, dry_run, complete, revision, reverts|null, changes, problems, warnings,
-  applied: [{queue, section}], left: [{queue, section}], stopped|null, diff: {before, after}, confirmations: [{queue, rev,
+  inflight: finish|cancel|revoke, applied: [{queue, section}], left: [{queue, section}], stopped|null, diff: {before, after}, confirmations: [{queue, rev,
   confirmed, total, took_us, running, missing}]}
 changed: whether it changed anything; in a dry run, whether it would. complete: nothing is left. revision: of the
 configuration, afterwards. diff: the queues named as TOML, before and after. confirmations: with --wait.
@@ -140,6 +141,10 @@ pub(crate) struct ApplyOptions {
     /// Apply although it strands queued work. Is recorded, with the reasons.
     #[arg(long)]
     pub(crate) force: bool,
+    /// What becomes of attempts that run on versions which get nothing any more from the gates that this changes. Goes into
+    /// their histories.
+    #[arg(long, value_enum, default_value_t = InFlight::Finish, value_name = "POLICY")]
+    pub(crate) inflight: InFlight,
     /// Wait until every live worker obeys the changed gates; if not all do in time, exit with 6 and say who.
     #[arg(long)]
     pub(crate) wait: bool,

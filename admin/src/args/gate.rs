@@ -143,7 +143,7 @@ JSON: [{entry, kind: change|refused|note|restored, rev, at, at_us, source, by, w
   inflight: finish|cancel|revoke, changes: [text], before: gate|null, after: gate|null,
   dropped: {field: value}|null, refused: {field: problem}|null}]
 source: cli, redis-cli (by hand), guard, rollout, config, seed (the first worker), limit and regress (workers held the queue).
-op: the request that made it. forced: the objections that --force passed over. changes: what is different, field by field.")]
+op: the request that made it. forced: the objections that --force, or a promotion by hand, passed over. changes: what is different, field by field.")]
     History {
         #[arg(value_name = "TYPE")]
         task_type: TaskType,

@@ -12,9 +12,10 @@ use crate::text::duration;
 const VIEW: &str = "\
 JSON: {queue, id, status: running|paused|held|watching|promoted|rolled_back|aborted|overruled, from, to, build, rev, by, why, reason,
   step, steps: [{percent, bake_us, min_samples}], percent, began_at, began_at_us, step_since, step_since_us, baked_us, bake_left_us,
-  watch_left_us|null, counts: {active: {n, failed, dead, lost}, candidate: {…}}, verdict: {verdict: regressed|hold|insufficient|pass, …},
+  watch_left_us|null, short: {percent, needed, slots}|null, counts: {active: {n, failed, dead, lost}, candidate: {…}}, verdict: {verdict: regressed|hold|insufficient|pass, …},
   tests: [{test, n_active, failed_active, n_candidate, failed_candidate, e_value, threshold, allowed}], driver|null,
   evidence|null, events: [{at, at_us, text}], dry_run}
+  short: the step it is at, or the next, is more than live workers of the version have slots for.
   step counts from 1. counts: first attempts since it began, of one key a few per block; retries are not in it.";
 
 #[derive(Debug, Subcommand)]
@@ -23,7 +24,8 @@ pub(crate) enum RolloutVerb {
     ///
     /// Workers drive it: it goes on whoever dies, you included. Whoever sets the gate by hand ends it. Refused, with the
     /// reasons, for a version that is not ready (as `gate check` has it, for the share of the first step; up to 3 s), that was
-    /// rolled back before (--again), that would have nobody to go back to, and while another rollout runs.
+    /// rolled back before (--again), that would have nobody to go back to, and while another rollout runs. Steps that the live
+    /// workers have too few slots for are said; if it is far too few, the rollout is held before them until there are more.
     #[command(after_long_help = VIEW)]
     Start(Box<StartArgs>),
     /// Show the rollout that runs, or ran last: step, time, samples, tests, what happened.
@@ -48,7 +50,7 @@ pub(crate) enum RolloutVerb {
         #[command(flatten)]
         change: Change,
     },
-    /// Go to the next step now, whatever its time and samples; with --all to 100 %.
+    /// Go to the next step now, whatever its time and samples; with --all to 100 %. That the guard had not passed it is recorded.
     #[command(after_long_help = VIEW)]
     Promote {
         #[arg(value_name = "TYPE")]
@@ -96,7 +98,7 @@ pub(crate) struct StartArgs {
     /// How long the guard watches on after 100 %. Defaults to 24h.
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) watch: Option<Duration>,
-    /// What becomes of attempts that run on the version when it is rolled back: finish, cancel or revoke.
+    /// What becomes of attempts that run on the version when it is rolled back: finish, cancel or revoke. Defaults to finish.
     #[arg(long, value_name = "POLICY", value_parser = inflight)]
     pub(crate) inflight: Option<Inflight>,
     /// How much more of its tasks the version may fail, in percentage points. Defaults to 0.5.
@@ -105,7 +107,7 @@ pub(crate) struct StartArgs {
     /// Although the guard rolled this build of the version back before.
     #[arg(long)]
     pub(crate) again: bool,
-    /// Although no live worker has one of the versions, or a candidate ramps already.
+    /// Although it is not ready, no live worker has one of the versions, or a candidate ramps already. Goes into the history.
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]

@@ -1,5 +1,6 @@
 //! `rollout start | status | pause | resume | promote | abort`.
 
+mod objections;
 mod view;
 
 use std::path::Path;
@@ -12,17 +13,19 @@ use switchback_common::{
         gate::Sealed,
         keyspace::Key,
         rollout::{RolloutStore, Step, Stepped},
-        session::SessionInfo,
     },
 };
 use switchback_gates::{
     Gate, GateError, Share,
     admin::{Shown, operation_id},
-    readiness::Level,
-    rollout::{self, Record, RolledBack, Setting, Spec, counts, rolled_back},
+    readiness::{Level, Shortage, part},
+    rollout::{self, Record, Setting, Spec, Status, counts},
 };
 
-use self::view::RolloutView;
+use self::{
+    objections::{Facts, Objection, objections},
+    view::{RolloutView, ShortView},
+};
 use crate::{
     args::{Change, RolloutVerb, StartArgs},
     change::{self, Answer, is_passable, signature},
@@ -30,8 +33,8 @@ use crate::{
     exit::Failure,
     output::{Output, tell, warn},
     readiness,
-    text::{ago, count, plain},
-    view::{has, words},
+    text::plain,
+    view::words,
 };
 
 /// Times a step is made anew because the gate, or the rollout, moved in between.
@@ -102,109 +105,6 @@ pub(crate) async fn look(context: &Context, queue: &Queue) -> Result<Option<(Rec
 struct On<'a> {
     context: &'a Context,
     queue: Queue,
-}
-
-/// What speaks against a start.
-struct Facts<'a> {
-    queue: &'a Queue,
-    shown: &'a Shown,
-    spec: &'a Spec,
-    to: &'a Version,
-    known: &'a [Version],
-    entry: &'a str,
-    live: &'a [SessionInfo],
-    running: Option<&'a Record>,
-    now_us: u64,
-    again: bool,
-}
-
-/// An objection, and whether --force passes over it.
-#[derive(Clone)]
-struct Objection {
-    text: String,
-    passable: bool,
-}
-
-/// Everything that speaks against a start, so that a person sees it at once. Readiness has its own: see `unready`.
-fn objections(facts: &Facts<'_>) -> Vec<Objection> {
-    let mut out = Vec::new();
-    let mut object = |passable: bool, text: String| out.push(Objection { text, passable });
-    let Facts { to, shown, .. } = facts;
-    if !facts.known.contains(to) {
-        let known: Vec<&str> = facts.known.iter().map(Version::as_str).collect();
-        object(
-            false,
-            format!("unknown version {to}; versions that ever joined: {}", known.join(", ")),
-        );
-        return out;
-    }
-    if is_retired(facts.entry) {
-        object(false, format!("{to} is retired"));
-    }
-    if shown.gate.active == **to {
-        object(false, format!("{to} is the active version already"));
-    }
-    if let Some(record) = facts.running.filter(|record| record.status.is_live()) {
-        object(
-            false,
-            format!(
-                "the rollout of {} is {}: `switchback rollout abort {}` ends it",
-                record.to, record.status, facts.queue.task_type
-            ),
-        );
-    } else if let Some(candidate) = shown
-        .gate
-        .candidate
-        .as_ref()
-        .filter(|_| shown.gate.percent > Share::NONE)
-    {
-        object(
-            true,
-            format!("{candidate} ramps already, at {} %, set by hand", shown.gate.percent),
-        );
-    }
-    if let Some(RolledBack { at_us, rev, why, .. }) = rolled_back(facts.entry).filter(|_| !facts.again) {
-        object(
-            false,
-            format!(
-                "the guard rolled this build of {to} back {}, at revision {rev} ({}); --again tries it once more",
-                ago(facts.now_us, at_us),
-                plain(&why)
-            ),
-        );
-    }
-    let with = |version: &Version| facts.live.iter().filter(|s| has(s, version)).count();
-    match with(to) {
-        0 => object(true, format!("no live worker has {to}")),
-        n if n < facts.spec.min_workers => {
-            object(
-                true,
-                format!(
-                    "{} with {to}, and it needs {}",
-                    count(n, "live worker"),
-                    facts.spec.min_workers
-                ),
-            );
-        }
-        _ => {}
-    }
-    // P3: there must be somewhere to go back to.
-    let from = &shown.gate.active;
-    let holds = |s: &&SessionInfo| has(s, from) && s.open.contains(from);
-    if with(from) == 0 {
-        object(true, format!("no live worker has {from}, which a rollback would go to"));
-    } else if facts.live.iter().filter(holds).count() == with(from) {
-        object(
-            true,
-            format!("every live worker holds {from} because it fails there, and a rollback would go to it"),
-        );
-    }
-    out
-}
-
-fn is_retired(entry: &str) -> bool {
-    let entry: Option<serde_json::Value> = serde_json::from_str(entry).ok();
-    entry.is_some_and(|entry| entry.get("retired_us").is_some_and(|at| !at.is_null()))
 }
 
 impl On<'_> {
@@ -290,7 +190,7 @@ impl On<'_> {
                         words(&shown.gate),
                         step.text
                     ));
-                    self.tell_its_end(&spec);
+                    self.tell_its_end(&spec, &to).await;
                     self.status(out, false).await?;
                     return self.confirm(&args.change, shown.gate, &sealed).await;
                 }
@@ -303,7 +203,7 @@ impl On<'_> {
                         words(&after),
                         step.text
                     ));
-                    self.tell_its_end(&spec);
+                    self.tell_its_end(&spec, &to).await;
                     let fields = step
                         .record
                         .iter()
@@ -321,8 +221,8 @@ impl On<'_> {
         Err(self.refused(Stepped::Stale))
     }
 
-    /// Whoever means to come to 100 % should learn now that these steps do not.
-    fn tell_its_end(&self, spec: &Spec) {
+    /// Whoever means to come to 100 % should learn now that these steps do not, or that nobody could carry them.
+    async fn tell_its_end(&self, spec: &Spec, to: &Version) {
         let last = spec.share_of(spec.steps.len().saturating_sub(1));
         if last < Share::ALL {
             let task_type = &self.queue.task_type;
@@ -330,19 +230,49 @@ impl On<'_> {
                 "it stays at {last} % when that step is passed: `switchback rollout promote {task_type} --all` goes on from there"
             ));
         }
+        let later = (1..spec.steps.len()).map(|n| spec.share_of(n));
+        if let Some((n, short)) = self.shortage(to, later).await {
+            warn(format_args!(
+                "step {} of {}: {short}; start more of them before it comes there{}",
+                n + 2,
+                spec.steps.len(),
+                if short.is_sure() { ", or it is held" } else { "" }
+            ));
+        }
+    }
+
+    /// The first of the shares that live workers of `to` could not carry. It is only said, so a look that fails is no failure.
+    async fn shortage(&self, to: &Version, shares: impl IntoIterator<Item = Share>) -> Option<(usize, Shortage)> {
+        match readiness::shortage(self.context, &self.queue, to, shares).await {
+            Ok(short) => short,
+            Err(failure) => {
+                warn(format_args!(
+                    "cannot tell whether live workers of {to} are enough: {failure}"
+                ));
+                None
+            }
+        }
     }
 
     /// What the rollout is to do: flags over the file over the queue's policy over the defaults.
     async fn spec(&self, args: &StartArgs) -> Result<(Spec, Version), Failure> {
-        let mut spec = match &args.file {
-            Some(path) => read_spec(path)?,
-            None => match self.store().policy().await? {
-                empty if empty.is_empty() => Spec::default(),
-                json => serde_json::from_str(&json).map_err(|e| {
-                    Failure::Refused(format!("the policy of {} for rollouts cannot be read: {e}", self.queue))
-                })?,
-            },
+        let policy = |e: &dyn std::fmt::Display| {
+            Failure::Refused(format!(
+                "the policy of {} for rollouts makes no sense: {e}; nothing was changed",
+                self.queue
+            ))
         };
+        let (mut spec, mut unsound) = (Spec::default(), None);
+        match &args.file {
+            Some(path) => spec = read_spec(path)?,
+            None => match self.store().policy().await? {
+                empty if empty.is_empty() => {}
+                json => {
+                    spec = serde_json::from_str(&json).map_err(|e| policy(&e))?;
+                    unsound = spec.validate().err();
+                }
+            },
+        }
         if let Some(steps) = &args.steps {
             spec.steps.clone_from(&steps.0);
         }
@@ -355,16 +285,18 @@ impl On<'_> {
         }
         let to = args.to.clone().or_else(|| spec.to.clone());
         let to = to.ok_or_else(|| Failure::Usage("which version? Name it with --to, or in the file".to_owned()))?;
-        spec.validate()
-            .map_err(|e| Failure::Refused(format!("{e}; nothing was changed")))?;
+        // What was asked for cannot be, whatever Redis says: a mistake of the command line, unless the policy was one already.
+        spec.validate().map_err(|e| match unsound {
+            Some(unsound) => policy(&unsound),
+            None => Failure::Usage(format!("{e}; nothing was changed")),
+        })?;
         Ok((spec, to))
     }
 
     /// What speaks against giving `to` the share of the first step. The label and its workers were judged before.
     async fn unready(&self, spec: &Spec, to: &Version, force: bool) -> Result<Vec<Objection>, Failure> {
-        let share = f64::from(spec.share_of(0).thousandths()) / f64::from(Share::ALL.thousandths());
         let passable = |text: String| Objection { text, passable: true };
-        let found = match readiness::objections(self.context, &self.queue, to, share).await {
+        let found = match readiness::objections(self.context, &self.queue, to, part(spec.share_of(0))).await {
             // Who insists is not stopped by a look that failed.
             Err(failure) if force && is_passable(&failure) => {
                 return Ok(vec![passable(format!("cannot tell whether {to} is ready: {failure}"))]);
@@ -467,10 +399,7 @@ impl On<'_> {
                 ..self.setting(change, shown.rev, now_us, &op)
             };
             let Some(step) = make(&record, &shown.gate, &setting) else {
-                return Err(Failure::Refused(format!(
-                    "the rollout of {} on {} is {}: it cannot be {done}",
-                    record.to, self.queue, record.status
-                )));
+                return Err(self.cannot_be(done, &record, &shown));
             };
             if change.dry_run {
                 tell(format_args!(
@@ -491,6 +420,20 @@ impl On<'_> {
             }
         }
         Err(self.refused(Stepped::Stale))
+    }
+
+    fn cannot_be(&self, done: &str, record: &Record, shown: &Shown) -> Failure {
+        let (to, queue, task_type) = (&record.to, &self.queue, &self.queue.task_type);
+        let status = view::status(record);
+        Failure::Refused(match record.status.is_live() {
+            true => format!("the rollout of {to} on {queue} is {status}: it cannot be {done}"),
+            // Whoever wants the version gone, or on, must learn that nothing of it is up to the rollout any more.
+            false => format!(
+                "the rollout of {to} on {queue} is over ({status}): it cannot be {done}. The gate is {}: `switchback gate rollback \
+                 {task_type}` goes back, `switchback rollout start {task_type} --to VERSION` begins another",
+                words(&shown.gate)
+            ),
+        })
     }
 
     /// Ends what nobody can read.
@@ -538,15 +481,19 @@ impl On<'_> {
                 self.queue, self.queue.task_type
             )));
         };
-        let paused = self
-            .context
-            .gate(&self.queue)
-            .await?
-            .is_some_and(|shown| shown.gate.paused);
+        let gate = self.context.gate(&self.queue).await?.map(|shown| shown.gate);
+        let paused = gate.as_ref().is_some_and(|gate| gate.paused);
         let record = self.observed(record, paused, now_us).await?;
         let driver = self.store().driver().await?.map(|session| session.to_string());
         let mut view = RolloutView::of(&self.queue, &record, driver, now_us);
         view.dry_run = dry_run;
+        view.next = view::next(&record, &self.queue.task_type, gate.as_ref());
+        if matches!(record.status, Status::Running | Status::Paused | Status::Held) {
+            // That of the step it is at, if even that is too much.
+            let shares = [record.share(), record.spec.share_of(record.step + 1)];
+            let short = self.shortage(&record.to, shares).await;
+            view.short = short.map(|(_, short)| ShortView::of(&short));
+        }
         if paused && record.status.is_live() {
             let (queue, task_type) = (&self.queue, &self.queue.task_type);
             warn(format_args!(

@@ -14,6 +14,7 @@ use switchback_common::{
 use switchback_gates::admin::operation_id;
 
 use crate::{
+    args::InFlight,
     change,
     config::{
         diff::SECTIONS,
@@ -31,6 +32,8 @@ use crate::{
 pub(crate) struct Signature {
     pub(crate) by: String,
     pub(crate) why: String,
+    /// What becomes of what runs on versions that the gates withdraw.
+    pub(crate) inflight: InFlight,
 }
 
 /// How far it came.
@@ -272,6 +275,9 @@ async fn gate_of(
     signature: &Signature,
 ) -> Result<u64, Stop> {
     let state = queue.state;
+    let mut fields = queue.wanted.gate.as_ref().map(|gate| gate.fields()).unwrap_or_default();
+    // One revision has both: a crash leaves no gate that was changed without it.
+    fields.extend(signature.inflight.field());
     let request = ChangeRequest {
         source: "config".to_owned(),
         by: signature.by.clone(),
@@ -280,7 +286,7 @@ async fn gate_of(
         // What a person did in between wins.
         if_rev: state.shown.as_ref().map(|shown| shown.rev),
         forced: plan.forced(&state.queue.to_string()),
-        fields: queue.wanted.gate.as_ref().map(|gate| gate.fields()).unwrap_or_default(),
+        fields,
         ..ChangeRequest::default()
     };
     match change::deliver(context, &state.queue, &request).await? {

@@ -68,6 +68,8 @@ fn drive(fields: &Fields, block: &Fields, now: u64) {
                 with_to: 1,
                 with_from: 1,
                 verdict: &verdict,
+                short: Some("x"),
+                task_type: "mail",
             };
             let action = next(&record, &look);
             let _ = plan(&record, &action, &setting);

@@ -12,8 +12,11 @@ use switchback_common::{
 };
 
 use super::{
-    Action, is_full,
+    Action,
+    hold::kind,
+    is_full,
     mark::{self, build_of},
+    micros,
     record::{Record, Status},
     spec::{Inflight, MAX_STEPS, Spec},
 };
@@ -99,7 +102,11 @@ pub fn plan(record: &Record, action: &Action, setting: &Setting) -> Step {
         }
         Action::Release => {
             record.status = Status::Running;
-            step.text = format!("goes on at {} %: no longer held ({})", record.share(), record.reason);
+            step.text = format!(
+                "goes on at {} %: no longer held ({})",
+                record.share(),
+                kind(&record.reason)
+            );
             record.reason.clear();
         }
         Action::Rollback { evidence } => {
@@ -200,9 +207,17 @@ fn look_further(task_type: &str, to: &Version) -> String {
         return String::new();
     }
     format!(
-        "; every task and the proof: switchback gate blast {task_type} --version {to} --certificate; attempts given back: \
+        "{FURTHER}: switchback gate blast {task_type} --version {to} --certificate; attempts given back: \
          switchback dead requeue {task_type} --version {to} --since-flip --refund --dry-run"
     )
+}
+
+const FURTHER: &str = "; every task and the proof";
+
+/// A text of the log without the commands at its end, for whoever shows them apart.
+#[must_use]
+pub fn without_commands(text: &str) -> &str {
+    text.split_once(FURTHER).map_or(text, |(text, _)| text)
 }
 
 fn touched_json(totals: &Counts, setting: &Setting) -> serde_json::Value {
@@ -301,9 +316,31 @@ pub fn promote(record: &Record, all: bool, setting: &Setting) -> Option<Step> {
     record.guard.resumed();
     let mut step = plan(&record, &Action::Advance { step: n }, setting);
     step.text = format!("promoted{}: {}", by(setting), step.text);
+    // P9: whoever reads the history learns that nobody but a person vouched for it.
+    if let Some(passed_over) = passed_over(&record) {
+        step.text.push_str(&format!("; {passed_over}"));
+        step.forced = passed_over;
+    }
+    if setting.why.is_empty() {
+        step.why.clone_from(&step.text);
+    }
     step.record
         .push(("spec", serde_json::to_string(&record.spec).unwrap_or_default()));
     Some(step)
+}
+
+/// What a person passes over who promotes now.
+fn passed_over(record: &Record) -> Option<String> {
+    let step = record.step + 1;
+    let left = micros(record.spec.bake_of(record.step)).saturating_sub(record.baked_us);
+    match record.verdict() {
+        Verdict::Pass(_) if left == 0 => None,
+        Verdict::Pass(_) => Some(format!(
+            "{} s of the bake of step {step} were left",
+            left.div_ceil(1_000_000)
+        )),
+        verdict => Some(format!("the guard had not passed step {step}: {verdict}")),
+    }
 }
 
 /// A person ends it: back to the version before, or with the gate kept as it is.

@@ -17,6 +17,10 @@ struct World {
     gate: Gate,
     rev: u64,
     now: u64,
+    /// What the live workers cannot carry.
+    short: Option<&'static str>,
+    /// What was written into the log.
+    log: Vec<String>,
 }
 
 fn version(name: &str) -> Version {
@@ -41,6 +45,8 @@ impl World {
             gate: Gate::new(version("v1")),
             rev: 1,
             now: START,
+            short: None,
+            log: Vec::new(),
         };
         for name in ["id", "step_since_us", "looked_us"] {
             world.record.insert(name, START.to_string());
@@ -79,6 +85,7 @@ impl World {
             }
         }
         self.rev += u64::from(!step.gate.is_empty());
+        self.log.push(step.text.clone());
         let serial = self.record.get("serial").map_or(0, |n| n.parse::<u64>().unwrap()) + 1;
         self.record.insert("serial", serial.to_string());
         self.record.insert("rev", self.rev.to_string());
@@ -100,6 +107,8 @@ impl World {
             with_to: with.0,
             with_from: with.1,
             verdict,
+            short: self.short,
+            task_type: "mail",
         };
         let action = next(&record, &look);
         let step = plan(&record, &action, &self.setting());
@@ -192,16 +201,118 @@ fn too_little_extends_the_step_then_holds_it_and_more_lets_it_go_on() {
         reason.contains("too little is known") && reason.contains("3 of 300"),
         "{reason}"
     );
+    assert!(
+        reason.contains("let it go on by itself; `switchback rollout promote mail`"),
+        "{reason}"
+    );
     assert_eq!(world.look(9, &few(), (1, 1)), Action::Nothing, "said once");
     assert_eq!(world.look(1, &pass(), (1, 1)), Action::Release);
+    let released = &world.log[world.log.len() - 1];
+    assert!(
+        released.ends_with("no longer held (too little is known of v2 after all the time that this step has)"),
+        "what happened, and no advice: {released}"
+    );
     assert!(matches!(world.look(1, &pass(), (1, 1)), Action::Advance { step: 1 }));
+}
+
+#[test]
+fn a_step_that_nobody_could_carry_is_not_taken_and_is_when_somebody_can() {
+    let mut world = World::new(&spec(QUICK));
+    world.short = Some("at 10 % v2 needs about 40 slots, and its live workers have 8");
+    assert_eq!(world.look(9, &pass(), (1, 1)), Action::Nothing, "it bakes");
+    let Action::Hold { reason } = world.look(1, &pass(), (1, 1)) else {
+        panic!()
+    };
+    assert!(reason.contains("40 slots"), "{reason}");
+    assert_eq!(world.gate.percent.to_string(), "1");
+    world.short = Some("at 10 % v2 needs about 50 slots, and its live workers have 8");
+    assert_eq!(world.look(1, &pass(), (1, 1)), Action::Nothing, "said once");
+    // Safety goes first, and a person may know better.
+    let bad = Verdict::Regressed(evidence());
+    let mut other = World {
+        record: world.record.clone(),
+        gate: world.gate.clone(),
+        log: Vec::new(),
+        ..world
+    };
+    assert!(matches!(other.look(1, &bad, (1, 1)), Action::Rollback { .. }));
+    assert!(promote(&world.record(), false, &world.setting()).is_some());
+    world.short = None;
+    assert_eq!(world.look(1, &pass(), (1, 1)), Action::Release);
+    assert!(matches!(world.look(0, &pass(), (1, 1)), Action::Advance { step: 1 }));
+}
+
+// Else it would be released, and held again, at every look.
+#[test]
+fn a_step_that_the_gate_refused_is_tried_again_without_a_word() {
+    let mut world = World::new(&spec(QUICK));
+    world.now += 10 * SECOND;
+    let mut record = world.record();
+    record.observe(world.now, false, &[]);
+    let reason = gate_refused("candidate", "v2: unknown version", "mail");
+    let hold = plan(&record, &Action::Hold { reason }, &world.setting());
+    world.apply(&hold);
+    assert_eq!(world.record().status, Status::Held);
+    assert_eq!(world.look(1, &pass(), (1, 1)), Action::Advance { step: 1 });
+}
+
+#[test]
+fn every_reason_to_wait_says_what_to_do() {
+    let reasons = [
+        HoldReason::BothFail(evidence()),
+        HoldReason::ActiveFails(evidence()),
+        HoldReason::NothingBeside(evidence()),
+        HoldReason::Slower(evidence()),
+        HoldReason::Share(evidence()),
+    ];
+    for reason in reasons {
+        let lifts = reason.lifts();
+        let happened = reason.to_string();
+        let mut world = World::new(&spec(QUICK));
+        let Action::Hold { reason } = world.look(1, &Verdict::Hold(reason), (1, 1)) else {
+            panic!("{happened}")
+        };
+        let then = reason.strip_prefix(&format!("{happened}; ")).expect(&reason);
+        assert_eq!(then.contains("by itself"), lifts, "{reason}");
+        assert!(
+            lifts
+                || then.contains("`switchback rollout resume mail` goes on; `switchback rollout abort mail` goes back"),
+            "{reason}"
+        );
+    }
+}
+
+#[test]
+fn whoever_promotes_before_the_guard_passes_it_is_on_record() {
+    let world = World::new(&spec(QUICK));
+    let setting = Setting {
+        by: "pat".into(),
+        ..world.setting()
+    };
+    let step = promote(&world.record(), false, &setting).unwrap();
+    let passed_over =
+        "the guard had not passed step 1: insufficient: 0 of 300 attempts of the candidate in whole blocks";
+    assert_eq!(
+        step.text,
+        format!("promoted by pat: v2 goes to 10 % (step 2 of 4); {passed_over}")
+    );
+    assert_eq!(
+        (step.why.as_str(), step.forced.as_str()),
+        (step.text.as_str(), passed_over)
+    );
+    // Whoever says why is quoted as he said it.
+    let why = Setting {
+        why: "INC-42".into(),
+        ..setting
+    };
+    assert_eq!(promote(&world.record(), true, &why).unwrap().why, "INC-42");
 }
 
 #[test]
 fn nobody_there_holds_and_says_who_is_missing() {
     let mut world = World::new(&spec(r#"{"steps":[1,100],"bake":"1s","min_workers":2}"#));
     for (with, why) in [
-        ((0, 1), "no live worker has v2"),
+        ((0, 1), "no live worker has v2; it goes on by itself"),
         ((1, 1), "too few"),
         ((2, 0), "no live worker has v1"),
     ] {

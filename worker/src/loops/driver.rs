@@ -11,12 +11,15 @@ use switchback_common::{
     envelope::Fields,
     store::{
         gate::Sealed,
+        limits,
         rollout::{RolloutStore, Stepped},
         session::SessionInfo,
+        versions,
     },
 };
 use switchback_gates::{
     Gate,
+    readiness::{Capacity, Load, MINUTES, Shortage},
     rollout::{self, Action, Look, Record, Setting, Status, bury, counts, next, plan},
 };
 
@@ -26,6 +29,8 @@ use crate::session::Session;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How often the lease is renewed or asked for, and a look that found nothing is written down.
 const TRY_EVERY: Duration = Duration::from_secs(1);
+/// How often it is counted whether the next step could be carried, of a step that is over.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// A signal that is there so long after the end is not a late read: it was left behind, and is taken away.
 const LEFT_BEHIND_US: u64 = 3_000_000;
 /// Behind with closed blocks, or overtaken by somebody: at once, but not in a spin.
@@ -40,6 +45,8 @@ struct Driver {
     tried: Moment,
     written: Moment,
     live: (Moment, Vec<SessionInfo>),
+    /// When it was last counted whether a step could be carried, which one, and why not.
+    short: (Moment, usize, Option<String>),
     /// What is wrong, said once.
     grumbled: String,
 }
@@ -61,6 +68,7 @@ pub(crate) async fn run(session: Arc<Session>) {
         tried: Moment::long_ago(),
         written: Moment::long_ago(),
         live: (Moment::long_ago(), Vec::new()),
+        short: (Moment::long_ago(), 0, None),
         grumbled: String::new(),
     };
     loop {
@@ -205,14 +213,23 @@ impl Driver {
             false => self.who_set(sealed.rev).await?,
         };
         let verdict = record.verdict();
-        let look = Look {
+        let task_type = self.session.queue.task_type.to_string();
+        let mut look = Look {
             gate: &gate,
             set_by: &set_by,
             with_to: self.with(&record.to),
             with_from: self.with(&record.from),
             verdict: &verdict,
+            short: None,
+            task_type: &task_type,
         };
-        let action = next(&record, &look);
+        let mut action = next(&record, &look);
+        let short;
+        if matches!(action, Action::Advance { .. } | Action::Release) {
+            short = self.short_of(&record, now_us).await;
+            look.short = short.as_deref();
+            action = next(&record, &look);
+        }
         let behind = record.is_behind(now_us);
         let wait = if behind { AT_ONCE } else { LOOK_EVERY };
         if action == Action::Nothing && self.written.elapsed() < TRY_EVERY && !behind {
@@ -222,6 +239,33 @@ impl Driver {
         self.take(&record, action, &sealed, now_us)
             .await
             .map(|again| if again { AT_ONCE } else { wait })
+    }
+
+    /// Why the live workers of the candidate could surely not carry the next step. What cannot be told keeps nothing from
+    /// going on.
+    async fn short_of(&mut self, record: &Record, now_us: u64) -> Option<String> {
+        let step = record.step + 1;
+        if self.short.1 != step || self.short.0.elapsed() >= COUNT_EVERY {
+            let short = match self.count_slots(record, now_us).await {
+                Ok(short) => short.filter(Shortage::is_sure).map(|short| short.to_string()),
+                Err(error) => {
+                    self.grumble(&format!("cannot tell whether the next step could be carried: {error}"));
+                    None
+                }
+            };
+            self.short = (Moment::now(), step, short);
+        }
+        self.short.2.clone()
+    }
+
+    async fn count_slots(&self, record: &Record, now_us: u64) -> Result<Option<Shortage>, StoreError> {
+        let (store, queue) = (&self.session.store, &self.session.queue);
+        let limit = limits::read(store, queue).await?.throttle.concurrency;
+        let counters = versions::counters(store, queue, now_us, MINUTES + 1).await?;
+        let load = Load::of(&counters, &record.to, now_us);
+        let capacity = Capacity::of(&self.live.1, &record.to, limit);
+        let share = record.spec.share_of(record.step + 1);
+        Ok(Shortage::of(&record.to, share, load, capacity))
     }
 
     /// Takes a step. Returns whether to look again at once.
@@ -272,7 +316,7 @@ impl Driver {
                 Ok(false)
             }
             Stepped::Refused { field, reason } => {
-                let reason = format!("the gate refused {field} ({reason})");
+                let reason = rollout::gate_refused(&field, &reason, &setting.task_type);
                 let hold = plan(record, &Action::Hold { reason: reason.clone() }, &setting);
                 if self.grumbled != reason {
                     tracing::error!(queue.name = %queue, "rollout of {to}: {reason}; wanted: {}", step.text);

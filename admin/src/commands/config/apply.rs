@@ -12,8 +12,8 @@ use switchback_gates::admin::operation_id;
 
 use super::{change_table, say};
 use crate::{
-    args::ApplyOptions,
-    change::{ConfirmationView, signature, unconfirmed},
+    args::{ApplyOptions, InFlight},
+    change::{ConfirmationView, signature, unconfirmed, warn_of_older_releases},
     config::{
         apply::{Applied, Signature, Stop, apply},
         diff::Change,
@@ -40,6 +40,7 @@ struct ApplyView<'a> {
     complete: bool,
     revision: u64,
     reverts: Option<u64>,
+    inflight: InFlight,
     changes: Vec<Change>,
     problems: &'a [Problem],
     warnings: &'a [String],
@@ -82,6 +83,7 @@ impl<'a> ApplyView<'a> {
             complete: true,
             revision: state.revision,
             reverts,
+            inflight: InFlight::Finish,
             changes: plan.changes(),
             problems: &plan.problems,
             warnings: &plan.warnings,
@@ -109,7 +111,11 @@ pub(super) async fn run(
     options: &ApplyOptions,
 ) -> Result<(), Failure> {
     let (by, why) = signature(options.by.as_deref(), options.why.as_deref());
-    let signature = Signature { by, why };
+    let signature = Signature {
+        by,
+        why,
+        inflight: options.inflight,
+    };
     for _ in 0..TRIES {
         let state = State::read(context, wanted).await?;
         if let Some(rev) = options.if_rev.filter(|rev| *rev != state.revision) {
@@ -117,6 +123,7 @@ pub(super) async fn run(
         }
         let plan = Plan::make(context, &state, wanted).await?;
         let mut view = ApplyView::of(context, &state, &plan, reverts)?;
+        view.inflight = options.inflight;
         let blocking = |problem: &&Problem| !(problem.forceable && options.force);
         let against: Vec<&Problem> = plan.problems.iter().filter(blocking).collect();
         if !against.is_empty() {
@@ -126,6 +133,15 @@ pub(super) async fn run(
             return Err(refused(&against));
         }
         say(&plan);
+        if let Some(field) = options.inflight.field() {
+            let changed = || plan.queues.iter().filter(|queue| queue.changes_section("gate"));
+            if changed().next().is_none() {
+                warn("no gate changes, so --inflight stops nothing: `switchback gate set TYPE --inflight` does");
+            }
+            for queue in changed() {
+                warn_of_older_releases(context, &queue.state.queue, std::slice::from_ref(&field)).await;
+            }
+        }
         view.changed = !view.changes.is_empty();
         if options.dry_run || !view.changed {
             view.dry_run = options.dry_run;

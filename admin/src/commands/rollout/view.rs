@@ -2,11 +2,12 @@
 
 use serde::Serialize;
 use serde_json::Value;
-use switchback_common::{Queue, Version};
+use switchback_common::{Queue, TaskType, Version};
 use switchback_gates::{
-    Share,
+    Gate, Share,
     guard::{Arm, Counts, Evidence, Verdict},
-    rollout::{Record, Status},
+    readiness::Shortage,
+    rollout::{Record, Status, without_commands},
 };
 
 use crate::{
@@ -19,6 +20,8 @@ pub(super) struct RolloutView {
     queue: String,
     id: u64,
     status: Status,
+    #[serde(skip)]
+    words: String,
     from: Version,
     to: Version,
     build: String,
@@ -42,9 +45,68 @@ pub(super) struct RolloutView {
     driver: Option<String>,
     evidence: Option<Value>,
     events: Vec<EventView>,
+    pub(super) short: Option<ShortView>,
     pub(super) dry_run: bool,
+    /// Commands that may come next.
+    #[serde(skip)]
+    pub(super) next: Vec<String>,
     #[serde(skip)]
     now_us: u64,
+}
+
+/// A share that live workers would not carry.
+#[derive(Debug, Serialize)]
+pub(super) struct ShortView {
+    percent: Share,
+    needed: f64,
+    slots: u64,
+    #[serde(skip)]
+    words: String,
+}
+
+impl ShortView {
+    pub(super) fn of(short: &Shortage) -> Self {
+        Self {
+            percent: short.share,
+            needed: short.needed,
+            slots: short.slots,
+            words: match short.is_sure() {
+                true => format!("too few slots: {short}; start more, or it goes no further"),
+                false => format!("too few slots: {short}; start more"),
+            },
+        }
+    }
+}
+
+/// How it stands, in words, and why.
+pub(super) fn status(record: &Record) -> String {
+    let (status, reason) = (record.status.to_string(), plain(&record.reason));
+    match reason.is_empty() {
+        true => status,
+        // "rolled back to v1: …" says it already.
+        false if reason.starts_with(&status) => reason,
+        false => format!("{status}: {reason}"),
+    }
+}
+
+/// What people do next, as commands to copy. Reasons to be held name their own.
+pub(super) fn next(record: &Record, task_type: &TaskType, gate: Option<&Gate>) -> Vec<String> {
+    let to = &record.to;
+    match record.status {
+        Status::Paused => vec![
+            format!("switchback rollout resume {task_type}"),
+            format!("switchback rollout abort {task_type}"),
+        ],
+        Status::RolledBack | Status::Aborted if gate.is_some_and(|gate| !gate.reaches(to)) => vec![
+            format!("switchback gate blast {task_type} --version {to} --certificate"),
+            format!("switchback dead requeue {task_type} --version {to} --since-flip --refund --dry-run"),
+        ],
+        // Nobody guards what somebody set.
+        Status::Overruled | Status::Aborted if gate.is_some_and(|gate| gate.reaches(to) && gate.active != *to) => {
+            vec![format!("switchback gate rollback {task_type}")]
+        }
+        _ => Vec::new(),
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -98,6 +160,7 @@ impl RolloutView {
             queue: queue.to_string(),
             id: record.id,
             status: record.status,
+            words: status(record),
             from: record.from.clone(),
             to: record.to.clone(),
             build: record.build.clone(),
@@ -141,7 +204,9 @@ impl RolloutView {
                     text: text.clone(),
                 })
                 .collect(),
+            short: None,
             dry_run: false,
+            next: Vec::new(),
             now_us,
         }
     }
@@ -149,13 +214,10 @@ impl RolloutView {
     pub(super) fn text(&self, out: &Output) -> String {
         let seconds = |us: u64| format!("{} s", us.div_ceil(1_000_000));
         let not_begun = self.began_at_us == 0; // a dry run of a start
-        let mut status = match not_begun {
+        let status = match not_begun {
             true => "not begun: dry run".to_owned(),
-            false => self.status.to_string(),
+            false => self.words.clone(),
         };
-        if !self.reason.is_empty() {
-            status.push_str(&format!(": {}", plain(&self.reason)));
-        }
         let status = match self.status {
             Status::Held | Status::RolledBack | Status::Overruled => out.loud(&status),
             _ => status,
@@ -221,7 +283,17 @@ impl RolloutView {
                     String::new()
                 },
             ),
+            (
+                "SLOTS",
+                self.short
+                    .as_ref()
+                    .map(|short| out.loud(&short.words))
+                    .unwrap_or_default(),
+            ),
         ]);
+        for (n, command) in self.next.iter().enumerate() {
+            text.push_str(&format!("{:<7}  {command}\n", if n == 0 { "NEXT" } else { "" }));
+        }
         let arm = |name: &Version, arm: &ArmView| {
             let numbers = [arm.n, arm.failed, arm.dead, arm.lost].map(|n| n.to_string());
             [name.to_string()].into_iter().chain(numbers).collect()
@@ -255,7 +327,7 @@ impl RolloutView {
             let rows = self
                 .events
                 .iter()
-                .map(|event| vec![ago(self.now_us, event.at_us), plain(&event.text)]);
+                .map(|event| vec![ago(self.now_us, event.at_us), plain(without_commands(&event.text))]);
             text.push_str(&table(&["WHEN", "WHAT"], &[], rows));
         }
         text
