@@ -268,7 +268,7 @@ async fn ended_rollout(context: &Context, queue: &Queue, answer: &Answer, dry_ru
 }
 
 /// It is committed, whatever happens to the connection now.
-fn committed(waited: Result<(), Failure>, rev: u64) -> Result<(), Failure> {
+pub(crate) fn committed(waited: Result<(), Failure>, rev: u64) -> Result<(), Failure> {
     waited.map_err(|failure| match failure {
         Failure::Unconfirmed(text) => Failure::Unconfirmed(text),
         other => Failure::Unconfirmed(format!("revision {rev}: {other}")),

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use switchback_common::store::rollout::{RolloutStore, Stepped};
 use switchback_gates::rollout::{Action, Record, Setting, plan};
 
-use crate::cli::{Mail, OK, REFUSED, USAGE};
+use crate::cli::{Mail, OK, REFUSED, UNCONFIRMED, USAGE};
 
 const START: &str = "rollout start mail --to v2";
 
@@ -198,4 +198,21 @@ async fn steps_that_nobody_could_carry_are_told() {
         .says("SLOTS    too few slots: for 100 %");
     mail.shell.run("rollout abort mail").exits(OK);
     assert_eq!(mail.shell.json("rollout status mail")["short"], Value::Null);
+}
+
+// P9: what is committed is not told as if it were not: whoever reads "refused" or "failed" does it again.
+#[tokio::test]
+async fn a_look_that_fails_after_a_step_says_that_the_step_was_made() {
+    let mail = Mail::with_worker().await;
+    // May do everything but ask who drives.
+    mail.server
+        .cli(&["ACL", "SETUSER", "default", "on", "nopass", "~*", "+@all", "-get"])
+        .await;
+    mail.shell
+        .run(&format!("{START} --steps 10,100"))
+        .exits(UNCONFIRMED)
+        .tells("revision 2: ");
+    mail.shell.run("rollout pause mail").exits(UNCONFIRMED).tells("revision 2: ");
+    mail.server.cli(&["ACL", "SETUSER", "default", "+get"]).await;
+    mail.shell.run("rollout status mail").exits(OK).says("paused");
 }

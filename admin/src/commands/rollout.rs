@@ -11,7 +11,6 @@ use switchback_common::{
     envelope::clip,
     store::{
         gate::Sealed,
-        keyspace::Key,
         rollout::{RolloutStore, Step, Stepped},
     },
 };
@@ -28,7 +27,7 @@ use self::{
 };
 use crate::{
     args::{Change, RolloutVerb, StartArgs},
-    change::{self, Answer, is_passable, signature},
+    change::{self, Answer, committed, is_passable, signature},
     context::Context,
     exit::Failure,
     output::{Output, tell, warn},
@@ -76,7 +75,7 @@ pub(crate) async fn run(context: &Context, out: &mut Output, verb: RolloutVerb) 
             task_type,
             keep: true,
             change,
-        } if look(context, &context.queue(task_type.clone())).await.is_err() => on(task_type).bury(&change).await,
+        } if !is_readable(context, &context.queue(task_type.clone())).await? => on(task_type).bury(&change).await,
         RolloutVerb::Abort {
             task_type,
             keep,
@@ -99,6 +98,12 @@ pub(crate) async fn look(context: &Context, queue: &Queue) -> Result<Option<(Rec
     let (fields, now_us) = store.read().await?;
     let record = Record::parse(&fields).map_err(|e| Failure::Other(format!("{queue}: {e}")))?;
     Ok(record.map(|record| (record, now_us)))
+}
+
+/// Whether there is nothing wrong with the record. A look that failed says nothing of it.
+async fn is_readable(context: &Context, queue: &Queue) -> Result<bool, Failure> {
+    let (fields, _) = RolloutStore::new(&context.store, queue).read().await?;
+    Ok(Record::parse(&fields).is_ok())
 }
 
 /// The commands on one queue.
@@ -191,8 +196,7 @@ impl On<'_> {
                         step.text
                     ));
                     self.tell_its_end(&spec, &to).await;
-                    self.status(out, false).await?;
-                    return self.confirm(&args.change, shown.gate, &sealed).await;
+                    return self.done(out, &args.change, shown.gate, &sealed).await;
                 }
                 Stepped::Would(sealed) => {
                     let after = Gate::parse(&sealed.gate).map_err(GateError::from)?;
@@ -395,9 +399,7 @@ impl On<'_> {
                 }
                 tell(format_args!("{otherwise}; the gate stays as it is"));
             }
-            let setting = Setting {
-                ..self.setting(change, shown.rev, now_us, &op)
-            };
+            let setting = self.setting(change, shown.rev, now_us, &op);
             let Some(step) = make(&record, &shown.gate, &setting) else {
                 return Err(self.cannot_be(done, &record, &shown));
             };
@@ -411,8 +413,7 @@ impl On<'_> {
             match self.step(&step).await? {
                 Stepped::Yes { sealed, .. } => {
                     tell(format_args!("{}: {}", self.queue.task_type, step.text));
-                    self.status(out, false).await?;
-                    return self.confirm(change, shown.gate, &sealed).await;
+                    return self.done(out, change, shown.gate, &sealed).await;
                 }
                 // Whoever drives writes every second.
                 Stepped::Moved(_) | Stepped::Stale => {}
@@ -438,25 +439,27 @@ impl On<'_> {
 
     /// Ends what nobody can read.
     async fn bury(&self, change: &Change) -> Result<(), Failure> {
-        let shown = self.shown().await?;
-        self.check_rev(change, &shown)?;
-        let (fields, now_us) = self.store().read().await?;
-        let setting = self.setting(change, shown.rev, now_us, &operation_id());
-        let step = rollout::bury(&fields, &setting);
-        if !change.dry_run {
+        let op = operation_id();
+        for _ in 0..TRIES {
+            let shown = self.shown().await?;
+            self.check_rev(change, &shown)?;
+            let (fields, now_us) = self.store().read().await?;
+            let step = rollout::bury(&fields, &self.setting(change, shown.rev, now_us, &op));
+            let told = || tell(format_args!("{}: {}", self.queue.task_type, step.text));
+            if change.dry_run {
+                told();
+                return Ok(());
+            }
             match self.step(&step).await? {
-                Stepped::Yes { .. } => {}
-                Stepped::Stale => {
-                    let key = self.context.keyspace().render(&Key::Rollout(self.queue.clone()));
-                    return Err(Failure::Refused(format!(
-                        "the record has neither id nor serial left; remove it: DEL {key}"
-                    )));
+                Stepped::Yes { .. } => {
+                    told();
+                    return Ok(());
                 }
+                Stepped::Moved(_) | Stepped::Stale => {}
                 other => return Err(self.refused(other)),
             }
         }
-        tell(format_args!("{}: {}", self.queue.task_type, step.text));
-        Ok(())
+        Err(self.refused(Stepped::Stale))
     }
 
     /// The record with what was counted until now.
@@ -503,14 +506,16 @@ impl On<'_> {
         out.value(&view, |out| view.text(out))
     }
 
-    /// `--wait`, `--drain`.
-    async fn confirm(&self, change: &Change, before: Gate, sealed: &Sealed) -> Result<(), Failure> {
+    /// After a step: how it stands now, `--wait`, `--drain`. It is committed, whatever comes of looking.
+    async fn done(&self, out: &mut Output, change: &Change, before: Gate, sealed: &Sealed) -> Result<(), Failure> {
+        let shown = committed(self.status(out, false).await, sealed.rev);
         let answer = Answer {
             gate: Gate::parse(&sealed.gate).map_err(GateError::from)?,
             rev: sealed.rev,
             changed: true,
         };
-        change::wait(self.context, &self.queue, before, &answer, change).await
+        change::wait(self.context, &self.queue, before, &answer, change).await?;
+        shown
     }
 }
 

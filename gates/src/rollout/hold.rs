@@ -73,6 +73,10 @@ impl Reasons<'_> {
             HoldReason::NothingBeside(_) => {
                 format!("when more of {from} has ended it goes on, or back, by itself; {abort} goes back now")
             }
+            HoldReason::Stalled(_) => format!(
+                "most likely {to} hangs: {abort} goes back now, and what hangs keeps its places until it times out; it goes on by itself \
+                 when something of {from} ends"
+            ),
             HoldReason::Slower(_) => format!("if it may be as slow as that, {resume} goes on; {abort} goes back"),
             HoldReason::Share(_) => format!(
                 "too few keys, or one that is most of the tasks, would explain it: then {resume} goes on; {abort} goes back"

@@ -299,6 +299,7 @@ pub fn promote(record: &Record, all: bool, setting: &Setting) -> Option<Step> {
     if !matches!(record.status, Status::Running | Status::Paused | Status::Held) {
         return None;
     }
+    let passed_over = passed_over(record);
     let mut record = record.clone();
     let last = record.spec.steps.len() - 1;
     let to_the_end = all || record.step == last;
@@ -317,7 +318,7 @@ pub fn promote(record: &Record, all: bool, setting: &Setting) -> Option<Step> {
     let mut step = plan(&record, &Action::Advance { step: n }, setting);
     step.text = format!("promoted{}: {}", by(setting), step.text);
     // P9: whoever reads the history learns that nobody but a person vouched for it.
-    if let Some(passed_over) = passed_over(&record) {
+    if let Some(passed_over) = passed_over {
         step.text.push_str(&format!("; {passed_over}"));
         step.forced = passed_over;
     }

@@ -262,6 +262,7 @@ fn every_reason_to_wait_says_what_to_do() {
         HoldReason::BothFail(evidence()),
         HoldReason::ActiveFails(evidence()),
         HoldReason::NothingBeside(evidence()),
+        HoldReason::Stalled(evidence()),
         HoldReason::Slower(evidence()),
         HoldReason::Share(evidence()),
     ];
