@@ -11,6 +11,7 @@ mod fixture;
 mod fleet;
 mod footprint;
 mod inflight;
+mod keeper;
 mod limits;
 mod options;
 mod poison;

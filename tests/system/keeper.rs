@@ -1,0 +1,169 @@
+//! What lasts costs little: no state that a queue can be in for long has a worker ask Redis more often than now and then.
+
+use std::time::Duration;
+
+use switchback_common::{ConnectOptions, clock::Moment};
+use switchback_tests::{Link, Mode, Process, Witness, eventually, patience};
+use switchback_worker::WorkerConfig;
+use tokio::net::TcpListener;
+
+use crate::fixture::Fixture;
+
+const LONG: Duration = Duration::from_secs(30);
+/// A sweep comes every 5 s: a state that lasts so long has met one.
+const PAST_A_SWEEP: u64 = 8;
+const GATE_STATE: &str = "sb:gatestate:{test:job}";
+
+/// Redis's clock, µs.
+async fn clock(fixture: &Fixture) -> u64 {
+    let (s, us): (u64, u64) = redis::from_redis_value(fixture.raw(&["TIME"]).await).unwrap();
+    s * 1_000_000 + us
+}
+
+/// How often `command` was executed.
+async fn calls(fixture: &Fixture, command: &str) -> u64 {
+    let info: String = redis::from_redis_value(fixture.raw(&["INFO", "commandstats"]).await).unwrap();
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+}
+
+/// Waits for `seconds` of Redis's clock; tells how often the gate was read in that time, and the time in s.
+async fn gate_reads(fixture: &Fixture, seconds: u64) -> (u64, u64) {
+    let began = clock(fixture).await;
+    let before = calls(fixture, "hmget").await;
+    let after = eventually("time passes", LONG, async || {
+        let after = calls(fixture, "hmget").await;
+        (clock(fixture).await >= began + seconds * 1_000_000).then_some(after)
+    })
+    .await;
+    let took = (clock(fixture).await - began).div_ceil(1_000_000);
+    (after - before, took)
+}
+
+/// As [`gate_reads`], which are a handful per second at most, and not none.
+async fn at_ease(fixture: &Fixture, seconds: u64) {
+    let (reads, took) = gate_reads(fixture, seconds).await;
+    assert!((1..=took * 8 + 40).contains(&reads), "{reads} gate reads in {took} s");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_finishes_what_it_runs_looks_at_the_gate_now_and_then() {
+    let mut fixture = Fixture::new().await;
+    let (stop, seen) = fixture.simple(&["v1", "v2"]).await;
+    fixture.enqueue_one(1, "hang").await;
+    eventually("it hangs", LONG, async || seen.all().len() == 1).await;
+    stop.cancel();
+    // It still says what it obeys; the sweep that a flip brings is for those that stay.
+    fixture.set(&[("active", "v2")]).await;
+    at_ease(&fixture, 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_gate_state_is_looked_for_now_and_then() {
+    let mut fixture = Fixture::new().await;
+    let (_stop, _) = fixture.simple(&["v1"]).await;
+    fixture.raw(&["DEL", GATE_STATE]).await;
+    at_ease(&fixture, PAST_A_SWEEP).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_refuses_connections_is_tried_now_and_then() {
+    let mut fixture = Fixture::new().await;
+    let link = Link::to(fixture.server.port()).await;
+    let config = WorkerConfig::new(ConnectOptions::new(link.url()), "test".parse().unwrap());
+    let (_stop, _) = {
+        let seen = crate::fixture::Seen::default();
+        let handler = seen.handler();
+        (fixture.worker(config, |t| t.version("v1", handler)).await, seen)
+    };
+    link.set(Mode::Refuse).await;
+    let listener = eventually("the port is free", LONG, async || {
+        TcpListener::bind(("127.0.0.1", link.port())).await
+    })
+    .await;
+    let (began, mut connections) = (Moment::now(), 0);
+    while began.elapsed() < Duration::from_secs(PAST_A_SWEEP) {
+        // Accepted and closed: a failure at once, as a refusal is, and one that can be counted.
+        if tokio::time::timeout(Duration::from_millis(100), listener.accept())
+            .await
+            .is_ok()
+        {
+            connections += 1;
+        }
+    }
+    // A dozen duties, each of which asks once or twice a second.
+    let most = (began.elapsed().as_secs() + 1) * 20;
+    assert!(
+        connections > 0 && connections < most,
+        "{connections} connections, at most {most}"
+    );
+}
+
+struct Pool {
+    process: Process,
+    witness: Witness,
+    _directory: tempfile::TempDir,
+}
+
+fn pool(fixture: &Fixture, extra: &[&str]) -> Pool {
+    let directory = tempfile::TempDir::new().unwrap();
+    let file = directory.path().join("starts");
+    let mut witness = Witness::default();
+    witness.watch(&file);
+    let (url, file) = (fixture.server.url(), file.display().to_string());
+    let mut args = vec!["--redis", &url, "--versions", "v1", "--witness", &file];
+    args.extend(extra);
+    Pool {
+        process: Process::start("switchback-test-pool", args, [("RUST_LOG", "info")]),
+        witness,
+        _directory: directory,
+    }
+}
+
+impl Pool {
+    fn said(&self, what: &str) -> usize {
+        self.process.lines().iter().filter(|line| line.contains(what)).count()
+    }
+}
+
+// P5: what is wrong with one lane keeps nothing in the others, and is said in its own words, once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_lane_keeps_no_other_from_being_swept() {
+    let fixture = Fixture::new().await;
+    let lane = |version: &str| format!("sb:lane:{{test:probe}}:{version}");
+    let raw = async |args: &[&str]| fixture.raw(args).await;
+    for version in ["v2", "v3", "v4"] {
+        raw(&[
+            "HSET",
+            "sb:versions:{test:probe}",
+            version,
+            "{\"first_seen_us\":1,\"build\":\"\"}",
+        ])
+        .await;
+    }
+    raw(&["SET", &lane("v2"), "no stream"]).await;
+    raw(&["XADD", &lane("v3"), "*", "payload", "{\"n\":3}"]).await;
+    raw(&["XADD", &lane("v4"), "*", "payload", "{\"n\":4}"]).await;
+    raw(&["XGROUP", "CREATE", &lane("v4"), "workers", "0"]).await;
+    let pool = pool(&fixture, &[]);
+    eventually("the last lane is swept", patience(LONG), async || {
+        pool.witness.ends() == [4]
+    })
+    .await;
+    at_ease(&fixture, PAST_A_SWEEP).await;
+    assert_eq!(
+        pool.said("the lane of v2 cannot be swept"),
+        1,
+        "{:?}",
+        pool.process.lines()
+    );
+    assert_eq!(pool.said("the lane of v3 cannot be swept"), 1);
+    assert_eq!(pool.said("cannot look at the gate"), 0, "it can");
+    raw(&["XGROUP", "CREATE", &lane("v3"), "workers", "0"]).await;
+    eventually("what was mended is swept", patience(LONG), async || {
+        pool.witness.ends().len() == 2
+    })
+    .await;
+}
