@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
+use redis::Value;
 use switchback_common::{ConnectOptions, clock::Moment};
 use switchback_tests::{Link, Mode, Process, Witness, eventually, patience};
 use switchback_worker::WorkerConfig;
 use tokio::net::TcpListener;
 
-use crate::fixture::Fixture;
+use crate::{
+    claims::watched,
+    fixture::{Fixture, Seen},
+};
 
 const LONG: Duration = Duration::from_secs(30);
 /// A sweep comes every 5 s: a state that lasts so long has met one.
@@ -73,11 +77,8 @@ async fn a_redis_that_refuses_connections_is_tried_now_and_then() {
     let mut fixture = Fixture::new().await;
     let link = Link::to(fixture.server.port()).await;
     let config = WorkerConfig::new(ConnectOptions::new(link.url()), "test".parse().unwrap());
-    let (_stop, _) = {
-        let seen = crate::fixture::Seen::default();
-        let handler = seen.handler();
-        (fixture.worker(config, |t| t.version("v1", handler)).await, seen)
-    };
+    let handler = Seen::default().handler();
+    fixture.worker(config, |t| t.version("v1", handler)).await;
     link.set(Mode::Refuse).await;
     let listener = eventually("the port is free", LONG, async || {
         TcpListener::bind(("127.0.0.1", link.port())).await
@@ -166,4 +167,53 @@ async fn a_broken_lane_keeps_no_other_from_being_swept() {
         pool.witness.ends().len() == 2
     })
     .await;
+}
+
+// The word that a flip is obeyed does not wait for a long sweep, and a sweep is not gone on with under a gate of the past.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_comes_between_any_two_steps_of_a_sweep() {
+    let mut fixture = Fixture::new().await;
+    let (_stop, _) = fixture.simple(&["v1"]).await;
+    let lane = "sb:lane:{test:job}:v2";
+    let swept = async || {
+        eventually("the lane is empty", LONG, async || {
+            fixture.raw(&["XLEN", lane]).await == Value::Int(0)
+        })
+        .await;
+    };
+    fixture
+        .raw(&[
+            "HSET",
+            "sb:versions:{test:job}",
+            "v2",
+            "{\"first_seen_us\":1,\"build\":\"\"}",
+        ])
+        .await;
+    fixture
+        .raw(&["XGROUP", "CREATE", lane, "workers", "0", "MKSTREAM"])
+        .await;
+    // The first step is sent twice: Redis does not know the script.
+    fixture.raw(&["XADD", lane, "*", "payload", "{\"n\":0}"]).await;
+    swept().await;
+    // Nothing is claimed: who reads the gate is the gatekeeper.
+    fixture.set(&[("paused", "1"), ("active", "v2")]).await;
+    let fill = "for n = 1, 3000 do redis.call('XADD', KEYS[1], '*', 'payload', '{\"n\":' .. n .. '}') end";
+    fixture.raw(&["EVAL", fill, "1", lane]).await;
+    let commands = watched(&fixture, async || {
+        fixture.set(&[("active", "v1")]).await;
+        swept().await;
+    })
+    .await;
+    let (mut steps, mut looked) = (0, true);
+    for (from, words) in &commands {
+        match words[0].as_str() {
+            "HMGET" if from != "0 lua" && words[1] == GATE_STATE => looked = true,
+            "EVALSHA" if words[2..4] == ["2", lane] => {
+                assert!(looked, "step {steps} of the sweep followed the one before it");
+                (steps, looked) = (steps + 1, false);
+            }
+            _ => {}
+        }
+    }
+    assert!(steps >= 6, "{steps} steps of at most 500");
 }

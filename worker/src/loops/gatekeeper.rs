@@ -24,6 +24,8 @@ const LOOK_OFTEN: Duration = Duration::from_millis(250);
 const SWEEP_AFTER: Duration = Duration::from_millis(25);
 /// And this often otherwise, for what a slow worker handed over late.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// P10: most lanes asked in one look; nearly all are empty.
+const LANES: usize = 16;
 
 type Published = Option<(u64, BTreeMap<Version, u32>)>;
 
@@ -89,7 +91,8 @@ async fn look(session: &Session, published: &mut Published, sweeper: &mut Sweepe
     Ok(next.since(Moment::now()).clamp(MOMENT, every))
 }
 
-/// Brings back what lies in lanes that nobody is routed to any more.
+/// Brings back what lies in lanes that nobody is routed to any more: a step per look, however much that is. Somebody may
+/// wait for the word that the gate is obeyed, and the next step is to be taken under the gate as it is then.
 struct Sweeper {
     at: Moment,
     /// What is left of this round: lanes, and how many tasks each has given.
@@ -125,7 +128,12 @@ impl Sweeper {
         // Whatever comes of this, Redis is not asked again at once.
         self.at = Moment::now() + SWEEP_EVERY;
         match self.step(session, gate).await {
-            Ok(()) => self.grumbled = false,
+            Ok(more) => {
+                self.grumbled = false;
+                if more {
+                    self.at = Moment::now() + MOMENT;
+                }
+            }
             Err(error) => {
                 self.lanes.clear();
                 if !std::mem::replace(&mut self.grumbled, true) {
@@ -136,26 +144,28 @@ impl Sweeper {
         self.at
     }
 
-    /// P5: tasks in lanes that nobody is routed to any more go back and pass the gate again.
-    async fn step(&mut self, session: &Session, gate: &Gate) -> Result<(), StoreError> {
+    /// P5: tasks in lanes that nobody is routed to any more go back and pass the gate again. Returns whether there is more
+    /// to sweep.
+    async fn step(&mut self, session: &Session, gate: &Gate) -> Result<bool, StoreError> {
         if self.lanes.is_empty() {
             let versions = inspect::versions(&session.store, &session.queue).await?;
-            self.lanes = versions.into_iter().map(|version| (version, 0)).collect();
+            let withdrawn = versions.into_iter().filter(|version| !gate.reaches(version));
+            self.lanes = withdrawn.map(|version| (version, 0)).collect();
         }
-        while let Some((version, total)) = self.lanes.pop_front() {
-            if gate.reaches(&version) {
-                continue;
-            }
+        for _ in 0..LANES {
+            let Some((version, total)) = self.lanes.pop_front() else {
+                break;
+            };
             match moves::sweep(&session.store, &session.queue, &version, &session.id).await {
                 Ok(0) => {
                     self.stuck.remove(&version);
                     say_swept(session, &version, total);
                 }
-                Ok(moved) if session.closing.is_cancelled() => {
-                    say_swept(session, &version, total + moved);
+                Ok(moved) => {
+                    // The other lanes need not wait for the last of it.
+                    self.lanes.push_back((version, total + moved));
                     break;
                 }
-                Ok(moved) => self.lanes.push_front((version, total + moved)),
                 // Redis answers: it is this lane, and the others can be swept.
                 Err(error @ StoreError::Redis { .. }) => {
                     say_swept(session, &version, total);
@@ -169,7 +179,7 @@ impl Sweeper {
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(!self.lanes.is_empty())
     }
 }
 
