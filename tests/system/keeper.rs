@@ -217,3 +217,32 @@ async fn a_look_comes_between_any_two_steps_of_a_sweep() {
     }
     assert!(steps >= 6, "{steps} steps of at most 500");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_that_wait_for_a_lost_gate_share_what_they_read() {
+    let mut fixture = Fixture::new().await;
+    let seen = Seen::default();
+    let (config, handler) = (fixture.config(), seen.handler());
+    fixture
+        .worker(config, |t| t.version("v1", handler).concurrency(200))
+        .await;
+    let Value::Array(state) = fixture.raw(&["HGETALL", GATE_STATE]).await else {
+        panic!("an array")
+    };
+    fixture.raw(&["DEL", GATE_STATE]).await;
+    fixture.enqueue(0..200).await;
+    eventually("all are claimed", LONG, async || {
+        fixture.depth().await.in_flight() == 200
+    })
+    .await;
+    let (reads, took) = gate_reads(&fixture, 3).await;
+    assert!((1..=took * 40 + 60).contains(&reads), "{reads} gate reads in {took} s");
+    assert!(seen.all().is_empty(), "nothing starts");
+    // And all start when it is there again.
+    let mut back: Vec<String> = vec!["HSET".to_owned(), GATE_STATE.to_owned()];
+    back.extend(state.into_iter().map(|part| redis::from_redis_value(part).unwrap()));
+    let back: Vec<&str> = back.iter().map(String::as_str).collect();
+    fixture.raw(&back).await;
+    fixture.drained().await;
+    assert_eq!(seen.all().len(), 200);
+}

@@ -57,7 +57,7 @@ pub(crate) async fn run(session: Arc<Session>) {
 
 /// Looks once; tells when to look again.
 async fn look(session: &Session, published: &mut Published, sweeper: &mut Sweeper) -> Result<Duration, StoreError> {
-    let Some(obeyed) = session.reader.read_after(session, Moment::now()).await? else {
+    let Some(obeyed) = session.reader.read_now(session).await? else {
         return Ok(LOOK_EVERY);
     };
     session.board.obey(obeyed.ruling.rev);
