@@ -246,3 +246,38 @@ async fn tasks_that_wait_for_a_lost_gate_share_what_they_read() {
     fixture.drained().await;
     assert_eq!(seen.all().len(), 200);
 }
+
+// P8 without a flood: what does not work is said when it begins, and now and then while it lasts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_away_is_said_once() {
+    let fixture = Fixture::new().await;
+    let pool = pool(&fixture, &["--lease-ms", "1000"]);
+    pool.process.wait_line("session begun").await;
+    fixture
+        .raw(&[
+            "XADD",
+            "sb:stream:{test:probe}",
+            "*",
+            "payload",
+            "{\"n\":1,\"work_ms\":500}",
+        ])
+        .await;
+    eventually("it runs", LONG, async || pool.witness.starts().len() == 1).await;
+    fixture.server.kill9();
+    let began = Moment::now();
+    eventually("all have tried a few times", LONG, async || {
+        pool.witness.ends() == [1] && began.elapsed() >= Duration::from_secs(6)
+    })
+    .await;
+    // Two claimers, and nobody else twice. Once more per minute, should this take as long.
+    let minutes = usize::try_from(began.elapsed().as_secs() / 60).unwrap() + 1;
+    for (what, who) in [
+        ("cannot claim", 2),
+        ("cannot settle", 1),
+        ("cannot renew", 1),
+        ("cannot look at the gate", 1),
+    ] {
+        let said = pool.said(what);
+        assert!((1..=who * minutes).contains(&said), "{what}: {said} times");
+    }
+}

@@ -10,6 +10,7 @@ use switchback_common::{
     clock::Moment,
     store::{
         backoff::Backoff,
+        grumble::Grumble,
         session::{Joined, SessionRecord, SessionStore},
     },
 };
@@ -117,7 +118,7 @@ async fn begin(
     queue: &Queue,
     view: &Arc<GateView>,
 ) -> Option<(Arc<Session>, mpsc::UnboundedReceiver<Message>)> {
-    let mut retry = RETRY;
+    let (mut retry, mut grumble) = (RETRY, Grumble::default());
     let mut said: Option<(Moment, String)> = None;
     loop {
         match try_begin(shared, spec, queue, view).await {
@@ -135,7 +136,9 @@ async fn begin(
                 shared.health.waiting(Some(&queue.to_string()), &why);
             }
             Err(error) => {
-                tracing::warn!(queue.name = %queue, %error, "cannot begin a session");
+                if grumble.is_news() {
+                    tracing::warn!(queue.name = %queue, %error, "cannot begin a session; trying again and again");
+                }
                 shared.health.waiting(Some(&queue.to_string()), &error.to_string());
             }
         }
