@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use redis::Value;
-use switchback_common::{ConnectOptions, clock::Moment};
+use switchback_common::{ConnectOptions, clock::Moment, store::log};
 use switchback_tests::{Link, Mode, Process, Witness, eventually, patience};
 use switchback_worker::WorkerConfig;
 use tokio::net::TcpListener;
@@ -280,4 +280,27 @@ async fn a_redis_that_is_away_is_said_once() {
         let said = pool.said(what);
         assert!((1..=who * minutes).contains(&said), "{what}: {said} times");
     }
+}
+
+// What ends a session at once may end the next one, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_cannot_last_is_not_begun_again_at_once() {
+    let mut fixture = Fixture::new().await;
+    let (_stop, _) = fixture.simple(&["v1"]).await;
+    // Whoever asks for its part of this, or says what it obeys, finds that it is not on record.
+    fixture
+        .raw(&["HSET", "sb:limits:{test:job}", "concurrency", "50"])
+        .await;
+    let began = clock(&fixture).await;
+    eventually("time passes", LONG, async || {
+        for _ in 0..100 {
+            fixture.raw(&["DEL", "sb:sessions:{test:job}"]).await;
+        }
+        clock(&fixture).await >= began + 5_000_000
+    })
+    .await;
+    let took = (clock(&fixture).await - began).div_ceil(1_000_000);
+    let entries = log::read(&fixture.store, &fixture.queue, None, 1_000).await.unwrap();
+    let joined = entries.iter().filter(|e| e.kind == "joined").count() as u64;
+    assert!((2..=took + 12).contains(&joined), "{joined} sessions in {took} s");
 }

@@ -53,6 +53,8 @@ const NO_GROUP: &str = "the consumer group `workers` is gone but tasks are there
 /// How often a queue that waits for a person says so.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+/// A session that ended sooner than this ended for what may end the next one, too.
+const SHORT: Duration = Duration::from_secs(10);
 
 /// What every queue of a worker needs.
 #[derive(Debug, Clone)]
@@ -73,10 +75,12 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
     // Outlives sessions: a gate that goes backwards is noticed by whoever obeyed the later revision.
     let view = Arc::new(GateView::new(&shared.store, &queue));
     let mut endings = JoinSet::new();
+    let mut retry = RETRY;
     while !shared.stop.is_cancelled() {
         let Some((session, messages)) = begin(&shared, &spec, &queue, &view).await else {
             break;
         };
+        let began = Moment::now();
         let mut loops = JoinSet::new();
         let settler = endings.spawn(settler::run(Arc::clone(&session), messages));
         let keepers = [
@@ -108,6 +112,15 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
         // A lost session winds down beside its successor; a stopping worker waits for it below.
         endings.spawn(end(shared.clone(), session, loops, keepers, settler));
         while endings.try_join_next().is_some() {} // those that are over
+        if began.elapsed() >= SHORT {
+            retry.reset();
+            continue;
+        }
+        // P10: each session costs Redis a few scripts, and its log a few entries.
+        tokio::select! {
+            () = tokio::time::sleep(retry.next_wait()) => {}
+            () = shared.stop.cancelled() => {}
+        }
     }
     while endings.join_next().await.is_some() {}
 }
