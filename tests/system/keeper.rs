@@ -304,3 +304,27 @@ async fn a_session_that_cannot_last_is_not_begun_again_at_once() {
     let joined = entries.iter().filter(|e| e.kind == "joined").count() as u64;
     assert!((2..=took + 12).contains(&joined), "{joined} sessions in {took} s");
 }
+
+// What is said in the log and cannot be written is no reason to say it at every look.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_schedule_is_said_once_on_a_full_redis() {
+    let fixture = Fixture::new().await;
+    let hash = "sb:schedules:{test:probe}";
+    fixture.raw(&["HSET", hash, "nightly", "{\"cron\":\"never\"}"]).await;
+    fixture.raw(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    let pool = pool(&fixture, &[]);
+    pool.process.wait_line("this schedule is broken").await;
+    let began = clock(&fixture).await;
+    eventually("it was looked at again", LONG, async || {
+        clock(&fixture).await >= began + 4_000_000
+    })
+    .await;
+    assert_eq!(pool.said("this schedule is broken"), 1);
+    // With room again, people are told.
+    fixture.raw(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    eventually("it is in the log", LONG, async || {
+        fixture.raw(&["HEXISTS", hash, "nightly:alerted"]).await == Value::Int(1)
+    })
+    .await;
+    assert_eq!(pool.said("this schedule is broken"), 1);
+}
