@@ -272,6 +272,8 @@ async fn a_redis_that_is_away_is_said_once() {
     // Two claimers, and nobody else twice. Once more per minute, should this take as long.
     let minutes = usize::try_from(began.elapsed().as_secs() / 60).unwrap() + 1;
     for (what, who) in [
+        ("lost the connection that announces", 1),
+        ("no announcements", 1),
         ("cannot claim", 2),
         ("cannot settle", 1),
         ("cannot renew", 1),
@@ -327,4 +329,27 @@ async fn a_broken_schedule_is_said_once_on_a_full_redis() {
     })
     .await;
     assert_eq!(pool.said("this schedule is broken"), 1);
+}
+
+// Each one has every session look at its gate.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_for_announcements_that_cannot_last_is_not_made_again_at_once() {
+    let mut fixture = Fixture::new().await;
+    let (_stop, _) = fixture.simple(&["v1"]).await;
+    let (began, before) = (clock(&fixture).await, calls(&fixture, "client|tracking").await);
+    eventually("time passes", LONG, async || {
+        let list: String = redis::from_redis_value(fixture.raw(&["CLIENT", "LIST"]).await).unwrap();
+        for line in list.lines() {
+            let field = |name: &str| line.split(' ').find_map(|field| field.strip_prefix(name)).unwrap();
+            if field("flags=").contains('t') {
+                // It may be gone already.
+                let _ = fixture.server.try_cli(&["CLIENT", "KILL", "ID", field("id=")]).await;
+            }
+        }
+        clock(&fixture).await >= began + 5_000_000
+    })
+    .await;
+    let made = calls(&fixture, "client|tracking").await - before;
+    let took = (clock(&fixture).await - began).div_ceil(1_000_000);
+    assert!((2..=took + 12).contains(&made), "{made} connections in {took} s");
 }
