@@ -13,6 +13,7 @@ pub mod dead;
 pub mod enqueue;
 pub mod error;
 pub mod gate;
+pub mod grumble;
 pub mod held;
 pub mod inspect;
 pub mod keyspace;

@@ -7,28 +7,40 @@ use std::{sync::Arc, time::Duration};
 
 use switchback_common::{
     Store,
+    clock::Moment,
     store::{
         backoff::Backoff,
+        grumble::Grumble,
         push::{GatePushes, Touched},
     },
 };
 
 const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 const PING_EVERY: Duration = Duration::from_secs(1);
+/// A connection that lasted less is no success: whatever closed it closes the next one, too.
+const LASTED: Duration = Duration::from_secs(10);
 
 /// Listens until dropped, calling `touched` for every announcement; reconnects by itself.
 pub async fn listen(store: Store, touched: Arc<dyn Fn(&Touched) + Send + Sync>) {
-    let mut retry = RETRY;
+    let (mut retry, mut lost, mut refused) = (RETRY, Grumble::default(), Grumble::default());
     loop {
         match GatePushes::subscribe(&store).await {
             Ok(mut pushes) => {
-                retry.reset();
+                let began = Moment::now();
                 // Whatever happened while nobody listened was not announced.
                 touched(&Touched::All);
                 run(&mut pushes, touched.as_ref()).await;
-                tracing::warn!("lost the connection that announces gate changes; reconnecting");
+                if began.elapsed() >= LASTED {
+                    retry.reset();
+                }
+                if lost.is_news() {
+                    tracing::warn!("lost the connection that announces gate changes; reconnecting");
+                }
             }
-            Err(error) => tracing::warn!(%error, "no announcements of gate changes; looking every second instead"),
+            Err(error) if refused.is_news() => {
+                tracing::warn!(%error, "no announcements of gate changes; looking every second instead");
+            }
+            Err(_) => {}
         }
         touched(&Touched::Disconnected);
         tokio::time::sleep(retry.next_wait()).await;

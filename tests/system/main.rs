@@ -12,6 +12,7 @@ mod fleet;
 mod footprint;
 mod hangs;
 mod inflight;
+mod keeper;
 mod limits;
 mod options;
 mod poison;

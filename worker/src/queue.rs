@@ -10,6 +10,7 @@ use switchback_common::{
     clock::Moment,
     store::{
         backoff::Backoff,
+        grumble::Grumble,
         session::{Joined, SessionRecord, SessionStore},
     },
 };
@@ -52,6 +53,8 @@ const NO_GROUP: &str = "the consumer group `workers` is gone but tasks are there
 /// How often a queue that waits for a person says so.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+/// A session that ended sooner than this ended for what may end the next one, too.
+const SHORT: Duration = Duration::from_secs(10);
 
 /// What every queue of a worker needs.
 #[derive(Debug, Clone)]
@@ -72,10 +75,12 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
     // Outlives sessions: a gate that goes backwards is noticed by whoever obeyed the later revision.
     let view = Arc::new(GateView::new(&shared.store, &queue));
     let mut endings = JoinSet::new();
+    let mut retry = RETRY;
     while !shared.stop.is_cancelled() {
         let Some((session, messages)) = begin(&shared, &spec, &queue, &view).await else {
             break;
         };
+        let began = Moment::now();
         let mut loops = JoinSet::new();
         let settler = endings.spawn(settler::run(Arc::clone(&session), messages));
         let keepers = [
@@ -107,6 +112,15 @@ pub(crate) async fn serve(shared: Shared, spec: Arc<QueueSpec>) {
         // A lost session winds down beside its successor; a stopping worker waits for it below.
         endings.spawn(end(shared.clone(), session, loops, keepers, settler));
         while endings.try_join_next().is_some() {} // those that are over
+        if began.elapsed() >= SHORT {
+            retry.reset();
+            continue;
+        }
+        // P10: each session costs Redis a few scripts, and its log a few entries.
+        tokio::select! {
+            () = tokio::time::sleep(retry.next_wait()) => {}
+            () = shared.stop.cancelled() => {}
+        }
     }
     while endings.join_next().await.is_some() {}
 }
@@ -117,7 +131,7 @@ async fn begin(
     queue: &Queue,
     view: &Arc<GateView>,
 ) -> Option<(Arc<Session>, mpsc::UnboundedReceiver<Message>)> {
-    let mut retry = RETRY;
+    let (mut retry, mut grumble) = (RETRY, Grumble::default());
     let mut said: Option<(Moment, String)> = None;
     loop {
         match try_begin(shared, spec, queue, view).await {
@@ -135,7 +149,9 @@ async fn begin(
                 shared.health.waiting(Some(&queue.to_string()), &why);
             }
             Err(error) => {
-                tracing::warn!(queue.name = %queue, %error, "cannot begin a session");
+                if grumble.is_news() {
+                    tracing::warn!(queue.name = %queue, %error, "cannot begin a session; trying again and again");
+                }
                 shared.health.waiting(Some(&queue.to_string()), &error.to_string());
             }
         }

@@ -12,6 +12,7 @@ use switchback_common::{
     store::{
         backoff::Backoff,
         claim::{Claim, Claimer, Want, unblock},
+        grumble::Grumble,
         reply::Entry,
         settle::Fate,
     },
@@ -41,13 +42,13 @@ const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_mi
 
 /// Claims until the session closes. `first`: this one waits on Redis when there is nothing to do.
 pub(crate) async fn run(session: Arc<Session>, first: bool) {
-    let mut retry = RETRY;
+    let (mut retry, mut grumble) = (RETRY, Grumble::default());
     while !session.closing.is_cancelled() {
         let keys = session.streams.own().into_iter().map(|s| s.key).collect();
         let claimer = match Claimer::new(&session.store, &session.queue, &session.id, keys).await {
             Ok(claimer) => claimer,
             Err(error) => {
-                pause(&session, &error, &mut retry).await;
+                pause(&session, &error, &mut retry, &mut grumble).await;
                 continue;
             }
         };
@@ -63,16 +64,18 @@ pub(crate) async fn run(session: Arc<Session>, first: bool) {
                 drop(claimer);
                 session.look_for_lost.notify_one();
                 session.postpone_reaping();
-                pause(&session, &error, &mut retry).await;
+                pause(&session, &error, &mut retry, &mut grumble).await;
             }
         }
     }
 }
 
-async fn pause(session: &Session, error: &StoreError, retry: &mut Backoff) {
+async fn pause(session: &Session, error: &StoreError, retry: &mut Backoff, grumble: &mut Grumble) {
     session.pulse.trouble(error);
     let wait = retry.next_wait();
-    tracing::warn!(queue.name = %session.queue, %error, retry.after_ms = wait.as_millis(), "cannot claim");
+    if grumble.is_news() {
+        tracing::warn!(queue.name = %session.queue, %error, "cannot claim; trying again and again");
+    }
     tokio::select! {
         () = tokio::time::sleep(wait) => {}
         () = session.closing.cancelled() => {}

@@ -14,9 +14,9 @@ use std::{
 
 use futures_util::future::join_all;
 use switchback_common::{
-    Store,
+    Store, StoreError,
     clock::Moment,
-    store::{connect::Link, session::Lives},
+    store::{connect::Link, grumble::Grumble, session::Lives},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -123,7 +123,7 @@ impl Drop for Renewer {
 async fn renew_all(shared: &Shared, store: &Store, every: Duration, give_up: Duration) {
     let mut link: Option<Link> = None;
     let mut due = Moment::now() + every;
-    let mut warned = false;
+    let (mut warned, mut grumble) = (false, Grumble::default());
     loop {
         tokio::time::sleep(every.min(Duration::from_millis(100))).await;
         if Moment::now() < due {
@@ -156,7 +156,9 @@ async fn renew_all(shared: &Shared, store: &Store, every: Duration, give_up: Dur
                     Ok(new) => new,
                     Err(error) => {
                         sessions.iter().for_each(|session| session.pulse.trouble(&error));
-                        tracing::warn!(%error, "cannot renew leases");
+                        if grumble.is_news() {
+                            tracing::warn!(%error, "cannot renew leases; trying again and again");
+                        }
                         continue;
                     }
                 }
@@ -164,8 +166,12 @@ async fn renew_all(shared: &Shared, store: &Store, every: Duration, give_up: Dur
         };
         // P7: all at once, so that no queue waits for the round trips of the others.
         let answered = join_all(sessions.iter().map(|session| renew(session, &current))).await;
-        if answered.into_iter().all(|answered| answered) {
-            link = Some(current);
+        match answered.into_iter().find_map(Result::err) {
+            None => link = Some(current),
+            Some(error) if grumble.is_news() => {
+                tracing::warn!(%error, "cannot renew leases; trying again and again");
+            }
+            Some(_) => {}
         }
     }
 }
@@ -182,8 +188,8 @@ fn running(sessions: &[Arc<Session>]) -> String {
     sessions.iter().flat_map(of).collect::<Vec<_>>().join(", ")
 }
 
-/// Renews one lease. Returns whether Redis answered.
-async fn renew(session: &Session, link: &Link) -> bool {
+/// Renews one lease, unless Redis does not answer.
+async fn renew(session: &Session, link: &Link) -> Result<(), StoreError> {
     let sent = Moment::now();
     let lease = session.config.lease;
     match session.sessions.renew(link, &session.id, lease).await {
@@ -197,17 +203,16 @@ async fn renew(session: &Session, link: &Link) -> bool {
                 .lease_until(sent + lease.saturating_sub(session.config.lease_margin()));
             session.pulse.answered();
             session.lease_known.notify_waiters();
-            true
+            Ok(())
         }
         Ok(Lives::Lost) => {
             session.lose();
-            true
+            Ok(())
         }
         Err(error) => {
             session.postpone_reaping();
             session.pulse.trouble(&error);
-            tracing::warn!(queue.name = %session.queue, %error, "cannot renew the lease");
-            false
+            Err(error)
         }
     }
 }

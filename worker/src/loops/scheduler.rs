@@ -8,7 +8,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use switchback_common::{
     StoreError,
-    schedule::{Schedule, ScheduleName, Source, Timetable},
+    schedule::{Schedule, ScheduleError, ScheduleName, Source, Timetable},
     store::{
         limits, log,
         schedule::{Change, Firing, Found, Listing, ScheduleStore, Written, json},
@@ -29,7 +29,7 @@ const TRIES: usize = 10;
 /// What was made of a definition, until it changes.
 struct Read {
     digest: String,
-    sound: Option<(ScheduleName, Schedule, Timetable)>,
+    sound: Result<(ScheduleName, Schedule, Timetable), ScheduleError>,
 }
 
 struct Scheduler {
@@ -111,17 +111,26 @@ impl Scheduler {
     async fn fire(&mut self, found: &Found, now_ms: u64, full: &mut Option<bool>) -> Result<Option<u64>, StoreError> {
         let digest = found.digest();
         if self.read.get(&found.name).is_none_or(|read| read.digest != digest) {
-            let sound = self.read_anew(found).await?;
+            let sound = found.parse();
+            if let Err(error) = &sound {
+                tracing::error!(queue.name = %self.session.queue, schedule = short(found), %error, "this schedule is broken and fires nothing");
+            }
             let read = Read { digest, sound };
             self.read.insert(found.name.clone(), read);
         }
-        let Some(Read {
-            digest,
-            sound: Some((name, schedule, timetable)),
-        }) = self.read.get(&found.name)
-        else {
+        let Some(Read { digest, sound }) = self.read.get(&found.name) else {
             return Ok(None);
         };
+        let (name, schedule, timetable) = match sound {
+            Ok(sound) => sound,
+            Err(error) => {
+                self.alert(found, error).await?;
+                return Ok(None);
+            }
+        };
+        if found.alerted {
+            self.store.clear_alert(&found.name).await?;
+        }
         if schedule.paused {
             return Ok(None);
         }
@@ -151,30 +160,23 @@ impl Scheduler {
         Ok(timetable.next_after(now_ms))
     }
 
-    /// Reads a definition that is new here, and says so if it is none: once in the log, whoever sees it first.
-    async fn read_anew(&self, found: &Found) -> Result<Option<(ScheduleName, Schedule, Timetable)>, StoreError> {
-        let session = &self.session;
-        match found.parse() {
-            Ok(sound) => {
-                if found.alerted {
-                    self.store.clear_alert(&found.name).await?;
-                }
-                Ok(Some(sound))
-            }
-            Err(error) => {
-                let name: String = found.name.chars().take(80).collect();
-                tracing::error!(queue.name = %session.queue, schedule = name, %error, "this schedule is broken and fires nothing");
-                if !found.alerted && self.store.claim_alert(&found.name).await? {
-                    let text = format!(
-                        "schedule {name:?} is broken and fires nothing: {error}; mend it with `switchback schedule set {} {name}`",
-                        session.queue.task_type
-                    );
-                    log::write(&session.store, &session.queue, "alert", &session.id, &text).await?;
-                }
-                Ok(None)
-            }
+    /// Says in the log that a definition is broken: once, whoever sees it first.
+    async fn alert(&self, found: &Found, error: &ScheduleError) -> Result<(), StoreError> {
+        let (session, name) = (&self.session, short(found));
+        if !found.alerted && self.store.claim_alert(&found.name).await? {
+            let text = format!(
+                "schedule {name:?} is broken and fires nothing: {error}; mend it with `switchback schedule set {} {name}`",
+                session.queue.task_type
+            );
+            log::write(&session.store, &session.queue, "alert", &session.id, &text).await?;
         }
+        Ok(())
     }
+}
+
+/// Its name, which people may have made as long as they like.
+fn short(found: &Found) -> String {
+    found.name.chars().take(80).collect()
 }
 
 /// Whether the queue has no room for another task; asked for once.
@@ -229,8 +231,9 @@ async fn declare(
                 let text = format!(
                     "schedule {name} is not declared: the queue has too many; remove some with `switchback schedule rm`"
                 );
+                log::write(&session.store, &session.queue, "alert", &session.id, &text).await?;
                 tracing::error!(queue.name = %session.queue, "{text}");
-                return log::write(&session.store, &session.queue, "alert", &session.id, &text).await;
+                return Ok(());
             }
             Written::Moved => listing = store.list().await?,
         }

@@ -7,6 +7,7 @@ use switchback_common::{
     StoreError,
     store::{
         backoff::Backoff,
+        grumble::Grumble,
         log::{self, AttemptGroup, AttemptRow, Ended},
         session::MOVE_BYTES,
         settle::{Batch, DoneGroup, Fate, MAX_GROUP, Settled, Settler, Single},
@@ -27,7 +28,7 @@ const BUCKETS_MS: [u64; 12] = [1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_
 
 /// Settles until it is told that nothing will follow.
 pub(crate) async fn run(session: Arc<Session>, mut messages: mpsc::UnboundedReceiver<Message>) {
-    let mut settler = None;
+    let (mut settler, mut grumble) = (None, Grumble::default());
     let mut gathered = Vec::with_capacity(MAX_BATCH);
     let mut open = true;
     while open && messages.recv_many(&mut gathered, MAX_BATCH).await > 0 {
@@ -57,7 +58,7 @@ pub(crate) async fn run(session: Arc<Session>, mut messages: mpsc::UnboundedRece
         // Also with no outcome at all: the batch of a lone `Trim` carries the floors.
         loop {
             let fits = fitting(rest);
-            if let After::Revoked = settle(&session, &mut settler, &rest[..fits]).await {
+            if let After::Revoked = settle(&session, &mut settler, &mut grumble, &rest[..fits]).await {
                 // P10: what was done and lay where it was goes back into line now, and has a weight.
                 session.take_back_revoked(rest);
                 continue;
@@ -103,7 +104,12 @@ enum After {
     Revoked,
 }
 
-async fn settle(session: &Session, settler: &mut Option<(usize, Settler)>, outcomes: &[Outcome]) -> After {
+async fn settle(
+    session: &Session,
+    settler: &mut Option<(usize, Settler)>,
+    grumble: &mut Grumble,
+    outcomes: &[Outcome],
+) -> After {
     let mut retry = RETRY;
     let mut batch = None;
     loop {
@@ -127,7 +133,9 @@ async fn settle(session: &Session, settler: &mut Option<(usize, Settler)>, outco
             }
             Err(error) => {
                 session.pulse.trouble(&error);
-                tracing::warn!(queue.name = %session.queue, %error, batch.len = outcomes.len(), "cannot settle; keeping the outcomes");
+                if grumble.is_news() {
+                    tracing::warn!(queue.name = %session.queue, %error, batch.len = outcomes.len(), "cannot settle; keeping the outcomes and trying again and again");
+                }
                 *settler = None;
                 #[cfg(feature = "faults")]
                 if session.config.faults.drop_outcomes {
