@@ -116,9 +116,12 @@ install_venv() {
 mkdir -p "$root/.dev"
 trap 'rm -f "$log.found"' EXIT
 
+# Who names a server wants that one: the results of another would be taken for its own.
 if [ -n "${REDIS_SERVER:-}" ]; then
-    have "$REDIS_SERVER" || say "skipping REDIS_SERVER=$REDIS_SERVER: no such program"
+    have "$REDIS_SERVER" || say "REDIS_SERVER=$REDIS_SERVER: no such program"
     try "$REDIS_SERVER"
+    say "not looking for another; unset REDIS_SERVER to have one found, or installed"
+    exit 1
 fi
 try_path
 try_venv

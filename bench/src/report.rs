@@ -13,7 +13,8 @@ use crate::{Result, raw, server};
 #[derive(Debug, Serialize)]
 pub(crate) struct Machine {
     cores: usize,
-    redis_version: String,
+    /// As in "Redis 7.0.15", "Valkey 9.1.2".
+    server: String,
     system: String,
     /// Of others, before we began.
     load_average: Option<f64>,
@@ -28,7 +29,7 @@ impl Machine {
         let load = std::fs::read_to_string("/proc/loadavg").ok();
         Ok(Self {
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            redis_version: server::text(&info, "redis_version").to_owned(),
+            server: server::name(&info),
             system: server::text(&info, "os").to_owned(),
             load_average: load.and_then(|text| text.split(' ').next()?.parse().ok()),
             build: if cfg!(debug_assertions) { "debug" } else { "release" },
@@ -41,8 +42,8 @@ impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "switchback-bench ({} build): {} cores shared by Redis {} and its clients, {}",
-            self.build, self.cores, self.redis_version, self.system
+            "switchback-bench ({} build): {} cores shared by {} and its clients, {}",
+            self.build, self.cores, self.server, self.system
         )?;
         if let Some(load) = self.load_average {
             write!(f, ", load {load:.2} before the start")?;

@@ -21,6 +21,14 @@ pub(crate) fn text<'a>(info: &'a Info, field: &str) -> &'a str {
     info.get(field).map_or("", String::as_str)
 }
 
+/// Valkey says `redis_version:7.2.4` whatever its own version is.
+pub(crate) fn name(info: &Info) -> String {
+    match text(info, "valkey_version") {
+        "" => format!("Redis {}", text(info, "redis_version")),
+        own => format!("Valkey {own}"),
+    }
+}
+
 fn figure(info: &Info, field: &str) -> Result<f64> {
     Ok(text(info, field)
         .parse()

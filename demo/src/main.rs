@@ -105,8 +105,8 @@ async fn run(args: &Args, timeline: &mut Timeline) -> Result<Vec<String>, Failur
     let store = Store::new(&ConnectOptions::new(&url))?;
     let facts = store.check_server().await?;
     timeline.say(format_args!(
-        "Redis {} on port {}. To look in from elsewhere:",
-        facts.version,
+        "{} on port {}. To look in from elsewhere:",
+        facts.name,
         redis.port()
     ));
     timeline.note(format_args!(

@@ -198,19 +198,9 @@ async fn a_server_without_enough_replicas_refuses_writes() {
 
 #[tokio::test]
 async fn a_server_that_is_too_old_is_refused_by_its_version() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let mut server = JoinSet::new();
-    server.spawn(async move {
-        let mut clients = JoinSet::new();
-        while let Ok((client, _)) = listener.accept().await {
-            clients.spawn(act_like_redis_6(client));
-        }
-    });
-    let error = store(format!("redis://127.0.0.1:{port}"))
-        .check_server()
-        .await
-        .unwrap_err();
+    let mut clients = JoinSet::new();
+    let old = store(server_that_says("redis_version:6.2.0", &mut clients).await);
+    let error = old.check_server().await.unwrap_err();
     assert!(
         matches!(&error, StoreError::TooOld { found, .. } if found == "6.2.0"),
         "{error:?}"
@@ -218,8 +208,36 @@ async fn a_server_that_is_too_old_is_refused_by_its_version() {
     assert!(!error.is_transient());
 }
 
-async fn act_like_redis_6(client: TcpStream) -> std::io::Result<()> {
-    let info = "# Server\r\nredis_version:6.2.0\r\nrun_id:x\r\nmaxmemory_policy:noeviction\r\nloading:0\r\n";
+// Valkey names the Redis that it keeps to as well: a person wants to read what runs.
+#[tokio::test]
+async fn a_server_is_called_what_it_is() {
+    let mut clients = JoinSet::new();
+    let valkey = "redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:9.1.2";
+    for (says, name, version) in [
+        (valkey, "Valkey 9.1.2", "7.2.4"),
+        ("redis_version:8.2.3", "Redis 8.2.3", "8.2.3"),
+    ] {
+        let store = store(server_that_says(says, &mut clients).await);
+        let facts = store.check_server().await.unwrap();
+        assert_eq!((facts.name.as_str(), facts.version.as_str()), (name, version));
+    }
+}
+
+/// The URL of something that answers INFO with these lines.
+async fn server_that_says(versions: &'static str, clients: &mut JoinSet<()>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    clients.spawn(async move {
+        let mut clients = JoinSet::new();
+        while let Ok((client, _)) = listener.accept().await {
+            clients.spawn(act_like_redis(client, versions));
+        }
+    });
+    format!("redis://127.0.0.1:{port}")
+}
+
+async fn act_like_redis(client: TcpStream, versions: &str) -> std::io::Result<()> {
+    let info = format!("# Server\r\n{versions}\r\nrun_id:x\r\nmaxmemory_policy:noeviction\r\nloading:0\r\n");
     let mut client = BufReader::new(client);
     let mut line = String::new();
     while client.read_line(&mut line).await? > 0 {

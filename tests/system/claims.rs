@@ -23,6 +23,11 @@ pub(crate) async fn watched(fixture: &Fixture, done: impl AsyncFnOnce()) -> Vec<
         if words.last().is_some_and(|w| w == "the end") {
             break;
         }
+        // Redis 7.2 and newer, and Valkey, know what the client library says of itself on each new connection. 7.0 calls
+        // it an error, which MONITOR does not show. No test is about it.
+        if words.starts_with(&["CLIENT".to_owned(), "SETINFO".to_owned()]) {
+            continue;
+        }
         out.push((from, words));
     }
     out

@@ -162,7 +162,8 @@ async fn a_blocked_runtime_is_told() {
         if status == 503 { Ok(body) } else { Err(body) }
     })
     .await;
-    assert!(dead["runtime_silent_ms"].as_u64().unwrap() > 3_000, "{dead}");
+    // Longer than the lease, in whole milliseconds: 3,000 when it is 3.0002 s.
+    assert!(dead["runtime_silent_ms"].as_u64().unwrap() >= 3_000, "{dead}");
     readyz(&address, 200, "test/probe").await;
     assert_eq!(get(&address, "/livez").await.0, 200);
     assert_eq!(pool.witness.ends(), [1], "and the lease was kept");

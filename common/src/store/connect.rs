@@ -68,7 +68,9 @@ impl fmt::Debug for ConnectOptions {
 /// What a server is, as far as it matters to us.
 #[derive(Debug, Clone)]
 pub struct ServerFacts {
-    /// The version it claims (`redis_version`).
+    /// What it calls itself, for people: "Redis 7.0.15", "Valkey 9.1.2".
+    pub name: String,
+    /// The version of Redis that it keeps to (`redis_version`); Valkey keeps to 7.2.4, whatever its own.
     pub version: String,
     /// Changes with every start: times of one run compare, across runs they do not.
     pub run_id: String,
@@ -241,8 +243,13 @@ impl Store {
                 address: self.address.clone(),
             });
         }
+        let version = field("redis_version");
         Ok(ServerFacts {
-            version: field("redis_version"),
+            name: match field("valkey_version").as_str() {
+                "" => format!("Redis {version}"),
+                own => format!("Valkey {own}"),
+            },
+            version,
             run_id: field("run_id"),
             policy: field("maxmemory_policy"),
             read_only: field("role") == "slave" && field("slave_read_only") != "0",

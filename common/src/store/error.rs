@@ -152,6 +152,8 @@ impl StoreError {
             }
             // A script wraps what its inner command said.
             _ if source.to_string().contains("OOM command not allowed") => Self::OutOfMemory { address },
+            // Redis 7.0.0 (and no later one) refuses a script on a replica without the code READONLY.
+            _ if source.to_string().contains("write flag on readonly replica") => Self::ReadOnly { address },
             _ => Self::Redis { address, source },
         }
     }
@@ -211,5 +213,25 @@ impl StoreError {
             self,
             Self::Unreachable { .. } | Self::Timeout { .. } | Self::Loading { .. } | Self::Denied { .. }
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::{ErrorKind, RedisError, ServerErrorKind};
+
+    use super::StoreError;
+
+    // The first as Redis 7.0.0 has it, which tests/it/connect.rs meets only where that one runs.
+    #[test]
+    fn a_script_refused_by_a_replica_is_known_by_its_words() {
+        let said = |detail: &str| {
+            let kind = ErrorKind::Server(ServerErrorKind::ResponseError);
+            StoreError::from_redis("here", RedisError::from((kind, "said", detail.to_owned())))
+        };
+        let refused = said("Can not run script with write flag on readonly replica");
+        assert!(matches!(refused, StoreError::ReadOnly { .. }) && refused.is_transient());
+        let other = said("Can not execute a script with write flag using *_ro command.");
+        assert!(matches!(other, StoreError::Redis { .. }) && !other.is_transient());
     }
 }
