@@ -271,6 +271,7 @@ async fn what_was_in_force_then_is_told_with_who_and_why() {
     mail.shell
         .run(&format!("gate show mail --at {at}"))
         .exits(OK)
+        .recent()
         .says("GATE      v1, v2 at 25 %, 1 pin")
         .says("REVISION  3")
         .says("IN FORCE  until revision 4, now by bob (cli): incident")
