@@ -3,15 +3,11 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
 use redis::Value;
-use switchback_common::{
-    ConnectOptions, Queue, SessionId, Store,
-    store::session::{SessionRecord, SessionStore},
-};
-use switchback_tests::{Process, RedisServer};
+use switchback_common::{ConnectOptions, Queue, Store};
+use switchback_tests::{Process, RedisServer, pretend};
 
 const PASSWORD: &str = "hunter2";
 
@@ -59,17 +55,7 @@ impl Site {
         let site = Self { server };
         let store = Store::new(&ConnectOptions::new(site.url())).unwrap();
         let queue = Queue::new("shop".parse().unwrap(), "send_email".parse().unwrap());
-        let record = SessionRecord {
-            host: "test".to_owned(),
-            pid: 1,
-            build: String::new(),
-            versions: vec!["v1".parse().unwrap(), "v2".parse().unwrap()],
-            concurrency: 1,
-            started_ms: 0,
-        };
-        let sessions = SessionStore::new(&store, &queue);
-        let hour = Duration::from_secs(3600);
-        sessions.join(&SessionId::random(), hour, &record).await.unwrap();
+        pretend(&store, &queue, &["v1", "v2"]).await;
         site
     }
 

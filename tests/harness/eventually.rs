@@ -6,6 +6,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
+/// The shortest limit there is. A limit is for what never comes: a machine that is busy with other things for seconds has
+/// then shown nothing. What must come within a certain time is measured by its test.
+const SHORTEST: Duration = Duration::from_secs(30);
+
 /// What one look at the world yields: the awaited value, or what was seen in its place.
 pub trait Observed {
     /// What [`eventually`] returns.
@@ -42,7 +46,7 @@ impl<T, E: Display> Observed for Result<T, E> {
 
 /// Looks again and again, at growing intervals of 1 to 50 ms, until `probe` yields `true`, `Some` or `Ok`.
 ///
-/// The deadline is stretched by [`patience`], and also ends a look that hangs.
+/// The deadline is at least 30 s, is stretched by [`patience`], and also ends a look that hangs.
 ///
 /// # Panics
 ///
@@ -55,7 +59,7 @@ pub fn eventually<R: Observed>(
 ) -> impl Future<Output = R::Value> {
     let caller = std::panic::Location::caller(); // an async fn would report this file
     async move {
-        let limit = patience(deadline);
+        let limit = patience(deadline.max(SHORTEST));
         let end = Instant::now() + limit;
         let mut seen = "nothing: the first look did not return".to_owned();
         let mut pause = Duration::from_millis(1);

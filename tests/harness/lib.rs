@@ -25,6 +25,7 @@
 //! * `eventually` — has it happened yet?
 //! * `witness` — did anything start that a flip had forbidden?
 //! * `history` — what happened to every task, and were the promises kept?
+//! * `pretend` — who has this version, if no worker runs?
 //! * `port` — which port is safe to hand to a server?
 //! * `words` — what would a shell make of this line of a document?
 
@@ -32,6 +33,7 @@ mod eventually;
 pub mod history;
 mod link;
 mod port;
+mod pretend;
 mod process;
 mod redis;
 mod witness;
@@ -39,6 +41,7 @@ mod words;
 
 pub use self::eventually::{Observed, eventually, patience};
 pub use self::link::{Link, LinkCounters, Mode};
+pub use self::pretend::pretend;
 pub use self::process::Process;
 pub use self::redis::{RedisServer, RedisServerBuilder};
 pub use self::witness::{Flip, Late, Start, Witness};

@@ -230,6 +230,7 @@ impl Connection {
         let mut cut = self.orders.clone();
         let born = self.generation;
         tokio::select! {
+            biased; // or what a blackhole held would get through in the moment in which it becomes a cut
             _ = cut.wait_for(|control| control.generation != born) => {
                 client.set_zero_linger().ok(); // closing now resets
             }

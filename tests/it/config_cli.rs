@@ -509,9 +509,10 @@ async fn if_rev_guards_the_configuration_and_a_person_in_between_wins() {
     mail.on("[queues.mail.limits]\ndead = 6", "apply doc.toml --if-rev 1")
         .exits(OK);
 
-    // Somebody flips the gate while an apply is on its way: the link is slow, the person is not.
+    // Somebody flips the gate while an apply is on its way: the link is slow, the person is not. He looks and acts in one
+    // step: what the apply sends next is under way for four times as long as he pauses between two looks.
     let link = Link::to(mail.server.port()).await;
-    link.set(Mode::Delay(Duration::from_millis(60))).await;
+    link.set(Mode::Delay(Duration::from_millis(100))).await;
     mail.write(
         "doc.toml",
         "[queues.mail.limits]\ndead = 7\n[queues.mail.gate]\ncandidate = \"v2\"\npercent = 10",
@@ -519,16 +520,16 @@ async fn if_rev_guards_the_configuration_and_a_person_in_between_wins() {
     let mut command = mail.shell.command(&["config", "apply", "doc.toml", "-o", "json"]);
     command.env("SWITCHBACK_REDIS_URL", mail.server.url_through(link.port()));
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let meanwhile = "if redis.call('HGET', KEYS[1], 'dead') ~= '7' then return 0 end
+        redis.call('HSET', KEYS[2], 'paused', '1', 'by', 'pat')
+        return 1";
+    let keys = ["sb:limits:{shop:mail}", "sb:gate:{shop:mail}"];
     eventually(
         "the limits are applied",
-        patience(Duration::from_secs(20)),
-        async || match mail.hash("limits", "dead").await.as_deref() {
-            Some("7") => Ok(()),
-            other => Err(format!("{other:?}")),
-        },
+        patience(Duration::from_secs(60)),
+        async || mail.server.cli(&[&["EVAL", meanwhile, "2"], &keys[..]].concat()).await == redis::Value::Int(1),
     )
     .await;
-    mail.hset("gate", &["paused", "1", "by", "pat"]).await;
     let output = tokio::task::spawn_blocking(|| child.wait_with_output().unwrap())
         .await
         .unwrap();

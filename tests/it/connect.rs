@@ -152,7 +152,8 @@ async fn a_replica_is_told_from_a_primary() {
 #[tokio::test]
 async fn a_server_that_loads_is_told_from_one_that_is_broken() {
     let server = RedisServer::start().await;
-    server.cli(&["DEBUG", "POPULATE", "2000"]).await;
+    // Half a minute of loading, cut short below.
+    server.cli(&["DEBUG", "POPULATE", "30000"]).await;
     server
         .cli(&["CONFIG", "SET", "loading-process-events-interval-bytes", "1024"])
         .await;

@@ -35,17 +35,6 @@ fn words(v1: &str, v2: &str, v3: &str) -> [String; 3] {
     [v1, v2, v3].map(str::to_owned)
 }
 
-/// Everything in Redis: to show that something changed nothing at all.
-async fn everything(q: &TestQueue) -> BTreeMap<String, Vec<u8>> {
-    let keys: Vec<String> = q.cmd(&["KEYS", "*"]).await;
-    let mut dump = BTreeMap::new();
-    for key in keys {
-        let value = q.cmd(&["DUMP", &key]).await;
-        dump.insert(key, value);
-    }
-    dump
-}
-
 // --- sealing
 
 #[tokio::test]
@@ -249,10 +238,10 @@ async fn a_batch_with_a_revoked_result_does_nothing_at_all() {
     let settler = settler(&q).await;
     let mut batch = done(&ids, &[("v1", 3), ("v2", 2), ("v3", 1)]);
     batch.floors = vec![(0, StreamId { ms: u64::MAX, seq: 0 })];
-    let before = everything(&q).await;
+    let before = q.everything().await;
     let refused = Settled::Revoked(vec![(version("v2"), 3), (version("v3"), 3)]);
     assert_eq!(settler.settle(&batch).await.unwrap(), refused);
-    assert!(everything(&q).await == before);
+    assert!(q.everything().await == before);
     // Decided under the flip itself or later, or on what it reaches: counts.
     let counts = done(&ids[..1], &[("v1", 1), ("v2", 3)]);
     assert!(matches!(settler.settle(&counts).await.unwrap(), Settled::Yes { .. }));
@@ -273,7 +262,7 @@ async fn a_batch_that_had_settled_is_refused_when_sent_again_and_its_way_back_ch
     let batch = done(&ids, &[("v2", 2)]);
     assert!(matches!(settler.settle(&batch).await.unwrap(), Settled::Yes { .. }));
     q.edit("only v1 inflight revoke").await;
-    let before = everything(&q).await;
+    let before = q.everything().await;
     assert!(matches!(settler.settle(&batch).await.unwrap(), Settled::Revoked(_)));
     let moved = settler.settle(&back(ids[0])).await.unwrap();
     assert_eq!(
@@ -284,7 +273,7 @@ async fn a_batch_that_had_settled_is_refused_when_sent_again_and_its_way_back_ch
         }
     );
     assert!(
-        everything(&q).await == before,
+        q.everything().await == before,
         "it was done before the flip, and stays done"
     );
 }

@@ -125,6 +125,16 @@ impl TestQueue {
         self.cmd(&["XLEN", stream]).await
     }
 
+    /// Everything in Redis: to show that something changed nothing at all.
+    pub(crate) async fn everything(&self) -> BTreeMap<String, Vec<u8>> {
+        let mut dump = BTreeMap::new();
+        for key in self.cmd::<Vec<String>>(&["KEYS", "*"]).await {
+            let value = self.cmd(&["DUMP", &key]).await;
+            dump.insert(key, value);
+        }
+        dump
+    }
+
     // --- through the store
 
     pub(crate) async fn seal(&self) -> (SealWord, Sealed) {

@@ -54,6 +54,7 @@ async fn a_rollout_is_begun_paused_resumed_promoted_and_aborted() {
     assert_eq!(mail.gate()["percent"], 5.0);
     let table = mail.shell.run("rollout status mail").exits(OK);
     table
+        .recent()
         .says("v1 -> v2, began now by alice: faster")
         .says("1 of 3: 5 %")
         .says("nobody yet")

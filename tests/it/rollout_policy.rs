@@ -10,11 +10,6 @@ const POLICY: &str = "[queues.mail.rollout]\nsteps = [2, { percent = 20, bake = 
     [queues.mail.rollout.guard]\nalpha = 0.02\n";
 
 impl Mail {
-    async fn is_stuck(&self) {
-        let key = "sb:stream:{shop:mail}";
-        self.server.cli(&["XADD", key, "*", "payload", "{}"]).await;
-    }
-
     fn newest(&self) -> Value {
         self.shell.json("gate history mail")[0].clone()
     }
@@ -29,7 +24,7 @@ impl Mail {
 #[tokio::test]
 async fn a_version_that_is_not_ready_is_not_begun() {
     let mail = Mail::with_worker().await; // a session, and nobody behind it
-    mail.is_stuck().await;
+    mail.put("{}").await;
     let rev = mail.rev();
     let refused = mail.shell.run(START).exits(REFUSED);
     refused
@@ -48,13 +43,7 @@ async fn a_version_that_is_not_ready_is_not_begun() {
 #[tokio::test]
 async fn too_few_workers_for_the_first_step_are_an_objection() {
     let mail = Mail::with_worker().await;
-    let now = mail.server.cli(&["TIME"]).await;
-    let (seconds, _): (u64, u64) = redis::from_redis_value(now).unwrap();
-    // The last whole minute: 1 200 attempts of about 2 s, so 40 at a time; there are 8 slots.
-    let stats = format!("sb:stats:{{shop:mail}}:{}", seconds / 60 - 1);
-    mail.server
-        .cli(&["HSET", &stats, "v1:done", "1200", "v1:le_3000", "1200"])
-        .await;
+    mail.has_been_busy().await; // with more than its 8 slots
     let refused = mail.shell.run(&format!("{START} --steps 50,100")).exits(REFUSED);
     refused.tells("about 20 slots");
     mail.shell.run(&format!("{START} --steps 10,100")).exits(OK);

@@ -57,17 +57,6 @@ fn yes(groups: &[u64], singles: &[bool]) -> Settled {
     }
 }
 
-/// Everything in Redis: to show that something changed nothing at all.
-async fn everything(q: &TestQueue) -> BTreeMap<String, Vec<u8>> {
-    let keys: Vec<String> = q.cmd(&["KEYS", "*"]).await;
-    let mut dump = BTreeMap::new();
-    for key in keys {
-        let value = q.cmd(&["DUMP", &key]).await;
-        dump.insert(key, value);
-    }
-    dump
-}
-
 #[tokio::test]
 async fn done_is_acknowledged_logged_counted_and_retained() {
     let q = TestQueue::seeded().await;
@@ -101,9 +90,9 @@ async fn a_batch_sent_again_changes_nothing_not_even_log_or_stats() {
     }
     let settler = settler(&q, &q.session).await;
     assert_eq!(settler.settle(&batch).await.unwrap(), yes(&[3], &[true; 3]));
-    let before = everything(&q).await;
+    let before = q.everything().await;
     assert_eq!(settler.settle(&batch).await.unwrap(), yes(&[0], &[false; 3]));
-    assert!(everything(&q).await == before);
+    assert!(q.everything().await == before);
 }
 
 #[tokio::test]
@@ -135,9 +124,9 @@ async fn without_the_lease_nothing_is_touched() {
     batch.floors = vec![(MAIN, StreamId { ms: u64::MAX, seq: 0 })];
     let settler = settler(&q, &q.session).await;
     q.cmd::<()>(&["DEL", &q.lease(&q.session)]).await;
-    let before = everything(&q).await;
+    let before = q.everything().await;
     assert_eq!(settler.settle(&batch).await.unwrap(), Settled::NoLease);
-    assert!(everything(&q).await == before);
+    assert!(q.everything().await == before);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use switchback_tests::{Link, Mode, Process, eventually, patience};
 use switchback_worker::{CancellationToken, Context, TaskError, Worker, WorkerConfig};
 use tokio::sync::Semaphore;
 
-use crate::fixture::{Fixture, Job, Seen};
+use crate::fixture::{Fixture, Job, LEASE, Seen};
 
 const MAIN: &str = "sb:stream:{test:job}";
 const HEAD: &str = "sb:head:{test:job}";
@@ -320,9 +320,10 @@ async fn leases_that_vanish_all_at_once_lose_nobody() {
         fixture.simple(&["v1"]).await;
     }
     let all = leases(&fixture).await;
-    // Past the time in which newcomers reap nobody anyway.
-    tokio::time::sleep(Duration::from_millis(1_100)).await;
-    for _ in 0..8 {
+    // Past the time in which newcomers reap nobody anyway, and a while after which whoever did not know better would reap.
+    let hands_off = LEASE / 2 + Duration::from_millis(100);
+    tokio::time::sleep(hands_off).await;
+    for _ in 0..4 {
         let mut del = vec!["DEL"];
         del.extend(all.iter().map(String::as_str));
         fixture.raw(&del).await;
@@ -335,7 +336,7 @@ async fn leases_that_vanish_all_at_once_lose_nobody() {
             }
         })
         .await;
-        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        tokio::time::sleep(hands_off).await;
     }
     assert!(!kinds(&fixture).await.contains(&"reaping".to_owned()));
 }
@@ -427,7 +428,7 @@ impl<const N: usize> Task for Kind<N> {
 async fn many_queues_far_away_keep_their_leases() {
     let mut fixture = Fixture::new().await;
     let link = Link::to(fixture.server.port()).await;
-    let mut worker = Worker::builder(config_through(&link));
+    let mut worker = Worker::builder(config_through(&link).lease(Duration::from_secs(6)));
     macro_rules! add {
         ($($n:literal)*) => { $(
             worker = worker.task::<Kind<$n>>(|t| t.version("v1", |_: Kind<$n>, _| async { Ok(()) }));
@@ -447,9 +448,10 @@ async fn many_queues_far_away_keep_their_leases() {
         (keys.len() == KINDS.len()).then_some(keys)
     })
     .await;
-    // 100 ms there and back: 24 of them in a row take longer than the lease.
-    link.set(Mode::Delay(Duration::from_millis(50))).await;
-    let until = tokio::time::Instant::now() + Duration::from_secs(6);
+    // 300 ms there and back: 24 of them in a row take 7.2 s, longer than the lease; and so long that the last of them would be
+    // late, whenever it was renewed last.
+    link.set(Mode::Delay(Duration::from_millis(150))).await;
+    let until = tokio::time::Instant::now() + Duration::from_secs(15);
     while tokio::time::Instant::now() < until {
         let now = leases().await;
         assert_eq!(now, all, "every lease is alive");

@@ -1,18 +1,12 @@
 //! The documents are true: every `redis-cli` line of the README does what it says.
 
-use std::time::Duration;
-
 use redis::Value;
 use switchback_common::{
-    ConnectOptions, Queue, SessionId, Store,
-    store::{
-        gate::GateStore,
-        inspect,
-        session::{SessionRecord, SessionStore},
-    },
+    ConnectOptions, Queue, Store,
+    store::{gate::GateStore, inspect},
 };
 use switchback_gates::Gates;
-use switchback_tests::{RedisServer, words};
+use switchback_tests::{RedisServer, pretend, words};
 
 const README: &str = include_str!("../../README.md");
 
@@ -31,19 +25,7 @@ async fn every_redis_cli_line_of_the_readme_does_what_it_says() {
     let server = RedisServer::start().await;
     let store = Store::new(&ConnectOptions::new(server.url())).unwrap();
     let queue = Queue::new("shop".parse().unwrap(), "send_email".parse().unwrap());
-    let record = SessionRecord {
-        host: "test".to_owned(),
-        pid: 1,
-        build: String::new(),
-        versions: vec!["v1".parse().unwrap(), "v2".parse().unwrap()],
-        concurrency: 1,
-        started_ms: 0,
-    };
-    let sessions = SessionStore::new(&store, &queue);
-    sessions
-        .join(&SessionId::random(), Duration::from_secs(60), &record)
-        .await
-        .unwrap();
+    pretend(&store, &queue, &["v1", "v2"]).await;
     let gates = Gates::new(&store);
     let gate = GateStore::new(&store, &queue);
     let expected = [

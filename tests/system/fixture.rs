@@ -93,6 +93,10 @@ impl Seen {
     }
 }
 
+/// Of every worker in the process of the test that does not say otherwise. A machine may stand still for a second or two:
+/// nobody is to lose his session by that.
+pub const LEASE: Duration = Duration::from_secs(5);
+
 pub struct Fixture {
     pub server: RedisServer,
     pub store: Store,
@@ -122,7 +126,7 @@ impl Fixture {
     }
 
     pub fn config(&self) -> WorkerConfig {
-        WorkerConfig::new(ConnectOptions::new(self.server.url()), "test".parse().unwrap()).lease(Duration::from_secs(2))
+        WorkerConfig::new(ConnectOptions::new(self.server.url()), "test".parse().unwrap()).lease(LEASE)
     }
 
     /// Starts a worker and waits until it has joined and said which revision it obeys.
@@ -184,7 +188,7 @@ impl Fixture {
         };
         let confirmed = self
             .gates
-            .wait(&self.queue, rev, Duration::from_secs(10))
+            .wait(&self.queue, rev, patience(Duration::from_secs(30)))
             .await
             .unwrap();
         assert!(confirmed.missing.is_empty(), "{confirmed:?}");
@@ -212,7 +216,7 @@ impl Fixture {
     /// moves from a later place to an earlier one would slip through.
     pub async fn drained(&self) {
         let quiet = AtomicBool::new(false);
-        eventually("the queue is drained", patience(Duration::from_secs(20)), async || {
+        eventually("the queue is drained", patience(Duration::from_secs(60)), async || {
             let depth = self.depth().await;
             let empty = depth.waiting() + depth.in_flight() + depth.delayed == 0;
             if quiet.swap(empty, Ordering::SeqCst) && empty {

@@ -165,7 +165,8 @@ fn start(n: u64, version: &str, attempt: u32) -> Start {
 // P6: whoever was told to end and did not succeed runs again, on the version that the gate says now, as if nothing had been.
 #[tokio::test(flavor = "multi_thread")]
 async fn cancel_tells_handlers_to_end_and_what_succeeds_all_the_same_counts() {
-    let mut scene = Scene::new(|c| c.grace(Duration::from_millis(300))).await;
+    // Long enough for whoever listens, however busy the machine is.
+    let mut scene = Scene::new(|c| c.grace(Duration::from_secs(3))).await;
     let thens = [
         "told: fail",
         "told: ok",

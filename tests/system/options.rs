@@ -28,17 +28,22 @@ async fn order(fixture: &Fixture, seen: &Seen) -> Vec<u64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delayed_task_starts_when_it_is_due_and_not_before() {
     let mut fixture = Fixture::new().await;
-    let (_stop, seen) = fixture.simple(&["v1"]).await;
+    let (config, seen) = (fixture.config(), Seen::default());
+    // One at a time: they start in the order in which they come into line.
+    let _stop = fixture
+        .worker(config, |t| t.version("v1", seen.handler()).concurrency(1))
+        .await;
     let producer = &fixture.producer;
     let began = inspect::time_us(&fixture.store).await.unwrap() / 1_000;
+    // Those that are due first are enqueued first, so that the order holds however long that takes.
+    producer.enqueue(&job(3)).at(SystemTime::UNIX_EPOCH).await.unwrap();
+    let at = SystemTime::UNIX_EPOCH + Duration::from_millis(began + 200);
+    producer.enqueue(&job(2)).at(at).await.unwrap();
     let id = producer
         .enqueue(&job(1))
         .delay(Duration::from_millis(400))
         .await
         .unwrap();
-    let at = SystemTime::UNIX_EPOCH + Duration::from_millis(began + 200);
-    producer.enqueue(&job(2)).at(at).await.unwrap();
-    producer.enqueue(&job(3)).at(SystemTime::UNIX_EPOCH).await.unwrap();
     let far = producer.enqueue(&job(4)).delay(Duration::MAX).await.unwrap();
     eventually("three of them ran", patience(Duration::from_secs(10)), async || {
         seen.all().len() == 3

@@ -58,7 +58,7 @@ fn pool(fixture: &Fixture, extra: &[&str]) -> Pool {
         "--witness",
         &file,
         "--lease-ms",
-        "1000",
+        "3000",
     ];
     args.extend(extra);
     Pool {
@@ -124,7 +124,8 @@ async fn a_zombies_results_are_refused() {
     let fixture = Fixture::new().await;
     let zombie = pool(&fixture, &[]);
     zombie.process.wait_line("session begun").await;
-    enqueue_probe(&fixture, "{\"n\":1,\"work_ms\":100}").await;
+    // Longer than it takes to stop it, which must come before its end.
+    enqueue_probe(&fixture, "{\"n\":1,\"work_ms\":2000}").await;
     eventually("it runs", patience(Duration::from_secs(10)), async || {
         zombie.witness.starts().len() == 1
     })
@@ -165,7 +166,7 @@ async fn a_long_task_runs_once() {
     for pool in [&one, &two] {
         pool.process.wait_line("session begun").await;
     }
-    enqueue_probe(&fixture, "{\"n\":1,\"work_ms\":3500}").await;
+    enqueue_probe(&fixture, "{\"n\":1,\"work_ms\":10000}").await;
     eventually("it has ended", patience(Duration::from_secs(15)), async || {
         one.witness.ends().len() + two.witness.ends().len() == 1
     })

@@ -86,7 +86,7 @@ async fn add_too_fast(fixture: &Fixture, queue: &str, stream: &str, payload: &st
             let group = inspect::group(&fixture.store, stream).await.unwrap();
             group.waiting() == 0
         };
-        for _ in 0..20 {
+        for _ in 0..100 {
             if claimed().await {
                 return;
             }

@@ -1,6 +1,9 @@
 //! Workers whose clocks are an hour apart: every time that two of them share is Redis's.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use switchback_common::{Queue, store::log::Ended};
 use switchback_tests::{eventually, patience};
@@ -14,9 +17,10 @@ const AN_HOUR: [&str; 2] = ["--clock-ahead-ms", "3600000"];
 /// Beside v1, which seeds the gate; with room for ten suspects at once.
 const BOTH: [&str; 4] = ["--versions", "v2", "--concurrency", "100"];
 
-async fn two(fixture: &Fixture) -> [Pool; 2] {
+async fn two(fixture: &Fixture, lease_ms: &str) -> [Pool; 2] {
     let url = fixture.server.url();
-    let pools = [pool(&url, &BOTH, &[]), pool(&url, &[&BOTH[..], &AN_HOUR].concat(), &[])];
+    let both = [&BOTH[..], &["--lease-ms", lease_ms]].concat();
+    let pools = [pool(&url, &both, &[]), pool(&url, &[&both[..], &AN_HOUR].concat(), &[])];
     for pool in &pools {
         pool.process.wait_line("session begun").await;
     }
@@ -44,7 +48,8 @@ async fn all_done(fixture: &Fixture, queue: &Queue, tasks: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn retries_and_leases_go_by_rediss_clock() {
     let fixture = Fixture::new().await;
-    let pools = two(&fixture).await;
+    // Far less than an hour, and more than any machine stands still.
+    let pools = two(&fixture, "20000").await;
     for n in 0..40 {
         enqueue_probe(
             &fixture,
@@ -63,11 +68,12 @@ async fn retries_and_leases_go_by_rediss_clock() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flip_and_a_death_are_seen_by_both() {
     let fixture = Fixture::new().await;
-    let [behind, ahead] = two(&fixture).await;
-    for n in 0..10 {
-        enqueue_probe(&fixture, &format!("{{\"n\":{n},\"work_ms\":600000}}")).await;
-    }
+    let [behind, ahead] = two(&fixture, "2000").await;
+    let next = AtomicU64::new(0);
     eventually("some run where the clock is ahead", patience(LONG), async || {
+        // Whoever waits first gets it.
+        let n = next.fetch_add(1, Ordering::SeqCst);
+        enqueue_probe(&fixture, &format!("{{\"n\":{n},\"work_ms\":600000}}")).await;
         !ahead.witness.starts().is_empty()
     })
     .await;

@@ -10,7 +10,7 @@ use switchback_tests::{Link, Mode, eventually, patience};
 use tokio::sync::Semaphore;
 
 use crate::{
-    fixture::{Fixture, Seen},
+    fixture::{Fixture, LEASE, Seen},
     tools::{GATE, LONG, config_through, distinct, gated, int, kinds, numbers, settled, started},
 };
 
@@ -94,7 +94,7 @@ async fn a_renewal_whose_reply_was_lost_keeps_the_session() {
     let link = Link::to(fixture.server.port()).await;
     let (seen, permits) = (Seen::default(), Arc::new(Semaphore::new(0)));
     let handler = gated(&seen, &permits);
-    let config = config_through(&link).lease(Duration::from_secs(4));
+    let config = config_through(&link).lease(LEASE);
     fixture.worker(config, |t| t.version("v1", handler)).await;
     fixture.enqueue(0..10).await;
     started(&seen, 10).await;
@@ -104,7 +104,7 @@ async fn a_renewal_whose_reply_was_lost_keeps_the_session() {
     assert_eq!(names.iter().filter(|name| !name.contains(':')).count(), 2);
     let keys: Vec<String> = redis::from_redis_value(fixture.raw(&["KEYS", "sb:lease:*"]).await).unwrap();
     // Three times as long as the lease, and longer: the replies to what is sent meanwhile are lost.
-    let until = tokio::time::Instant::now() + Duration::from_secs(12);
+    let until = tokio::time::Instant::now() + LEASE * 3;
     while tokio::time::Instant::now() < until {
         let swallowed = link.counters().swallowed_bytes;
         link.set(Mode::DropReplies).await;
@@ -118,7 +118,8 @@ async fn a_renewal_whose_reply_was_lost_keeps_the_session() {
             for key in &keys {
                 left.push(int(&fixture, &["PTTL", key]).await);
             }
-            if left.iter().all(|ms| *ms > 1_500) {
+            // Most of it is left before the next trouble, so that a busy machine has time to make it.
+            if left.iter().all(|ms| *ms > 3_500) {
                 Ok(())
             } else {
                 Err(format!("{left:?}"))

@@ -9,7 +9,7 @@ use switchback_tests::{eventually, patience};
 use tokio::sync::Semaphore;
 
 use crate::{
-    fixture::{Fixture, Job, Seen},
+    fixture::{Fixture, Job, LEASE, Seen},
     tools::{GATE, LONG, gated, kinds, settled, started},
 };
 
@@ -83,7 +83,7 @@ async fn a_full_redis_is_drained() {
     })
     .await;
     // Longer than a lease: it was renewed all the while.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(LEASE + Duration::from_secs(1)).await;
     assert_eq!(settled(&fixture, &fixture.queue, Ended::Done).await, 50);
     assert_eq!(settled(&fixture, &fixture.queue, Ended::Retried).await, 2);
     let kinds = kinds(&fixture).await;

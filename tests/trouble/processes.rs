@@ -13,11 +13,12 @@ use crate::{
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handler_that_blocks_keeps_its_lease_and_is_named() {
     let fixture = Fixture::new().await;
-    let blocked = pool(&fixture.server.url(), &[], &[("TOKIO_WORKER_THREADS", "1")]);
+    let lease = ["--lease-ms", "4000"];
+    let blocked = pool(&fixture.server.url(), &lease, &[("TOKIO_WORKER_THREADS", "1")]);
     blocked.process.wait_line("session begun").await;
     enqueue_probe(&fixture, "{\"n\":1,\"work_ms\":9000,\"then\":\"block\"}").await;
     eventually("it runs", patience(LONG), async || blocked.witness.starts().len() == 1).await;
-    let other = pool(&fixture.server.url(), &[], &[]);
+    let other = pool(&fixture.server.url(), &lease, &[]);
     let warning = blocked
         .process
         .wait_line("a handler blocks the runtime's threads")

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use redis::Value;
 use switchback_tests::{RedisServer, eventually, patience};
 use tokio::{sync::Semaphore, task::JoinSet};
 
@@ -71,7 +72,15 @@ async fn a_crash_with_a_torn_log_loses_no_acknowledged_task() {
         fixture.enqueue(round * 50..(round + 1) * 50).await;
         permits.add_permits(20);
         started(&seen, usize::try_from(round).unwrap() * 20 + 25).await;
-        // What is torn out is the last write, and that is not a task's.
+        // What is torn out is the last write, and that is not a task's: all that ended is settled.
+        eventually("only five run", patience(LONG), async || {
+            let pending = fixture.raw(&["XPENDING", MAIN, "workers"]).await;
+            match &pending {
+                Value::Array(summary) if summary[0] == Value::Int(5) => Ok(()),
+                _ => Err(format!("{pending:?}")),
+            }
+        })
+        .await;
         fixture.raw(&["SET", "torn", "away"]).await;
         fixture.server.kill9();
         let file = File::options()
@@ -104,7 +113,8 @@ async fn a_worker_waits_while_redis_loads() {
     fixture.set(&[("paused", "1")]).await;
     fixture.enqueue(20..40).await;
     fixture.set(&[("paused", "0")]).await;
-    fixture.raw(&["DEBUG", "POPULATE", "3000"]).await;
+    // A minute of loading, cut short below.
+    fixture.raw(&["DEBUG", "POPULATE", "60000"]).await;
     fixture
         .raw(&["CONFIG", "SET", "loading-process-events-interval-bytes", "1024"])
         .await;

@@ -86,14 +86,14 @@ async fn a_delay_is_paid_each_way_but_once_per_pipeline() {
     link.set(Mode::Delay(Duration::from_millis(40))).await;
     let start = Instant::now();
     let mut calls = JoinSet::new();
-    for _ in 0..20 {
+    for _ in 0..500 {
         let mut connection = connection.clone();
         calls.spawn(async move { incr(&mut connection).await.unwrap() });
     }
     calls.join_all().await;
     let took = start.elapsed();
     assert!(took >= Duration::from_millis(80), "{took:?}");
-    assert!(took < Duration::from_millis(800), "{took:?}"); // one after the other would take 1.6 s
+    assert!(took < Duration::from_secs(20), "{took:?}"); // one after the other would take 40 s
 }
 
 #[tokio::test]
