@@ -7,6 +7,7 @@ mod bad_input;
 mod cancel;
 mod claims;
 mod documents;
+mod driver_deaths;
 mod fixture;
 mod fleet;
 mod footprint;
