@@ -16,7 +16,7 @@ use switchback_common::{
 
 use crate::queue::{TestQueue, json};
 
-fn version(name: &str) -> Version {
+pub(crate) fn version(name: &str) -> Version {
     name.parse().unwrap()
 }
 
@@ -36,7 +36,7 @@ fn words(v1: &str, v2: &str, v3: &str) -> [String; 3] {
 }
 
 /// Everything in Redis: to show that something changed nothing at all.
-async fn everything(q: &TestQueue) -> BTreeMap<String, Vec<u8>> {
+pub(crate) async fn everything(q: &TestQueue) -> BTreeMap<String, Vec<u8>> {
     let keys: Vec<String> = q.cmd(&["KEYS", "*"]).await;
     let mut dump = BTreeMap::new();
     for key in keys {
@@ -225,7 +225,7 @@ pub(crate) fn done(entries: &[StreamId], results: &[(&str, u64)]) -> Batch {
     }
 }
 
-fn back(entry: StreamId) -> Batch {
+pub(crate) fn back(entry: StreamId) -> Batch {
     Batch {
         singles: vec![Single {
             stream: 0,

@@ -20,6 +20,7 @@ mod producers;
 mod recovery;
 mod results;
 mod retention;
+mod revoked;
 mod rolling;
 mod rollout;
 mod rollout_targets;
