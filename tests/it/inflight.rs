@@ -16,7 +16,7 @@ use switchback_common::{
 
 use crate::queue::{TestQueue, json};
 
-fn version(name: &str) -> Version {
+pub(crate) fn version(name: &str) -> Version {
     name.parse().unwrap()
 }
 
@@ -196,12 +196,12 @@ async fn a_full_redis_still_revokes_and_refuses() {
 
 // --- settling
 
-async fn settler(q: &TestQueue) -> Settler {
+pub(crate) async fn settler(q: &TestQueue) -> Settler {
     let streams = vec![q.key(Key::Stream), q.key(Key::Head)];
     Settler::new(&q.store, &q.queue, &q.session, streams).await.unwrap()
 }
 
-fn done(entries: &[StreamId], results: &[(&str, u64)]) -> Batch {
+pub(crate) fn done(entries: &[StreamId], results: &[(&str, u64)]) -> Batch {
     Batch {
         results: results.iter().map(|(v, rev)| (version(v), *rev)).collect(),
         done: vec![DoneGroup {
@@ -214,7 +214,7 @@ fn done(entries: &[StreamId], results: &[(&str, u64)]) -> Batch {
     }
 }
 
-fn back(entry: StreamId) -> Batch {
+pub(crate) fn back(entry: StreamId) -> Batch {
     Batch {
         singles: vec![Single {
             stream: 0,

@@ -24,6 +24,7 @@ mod moves;
 mod pool;
 mod queue;
 mod readiness;
+mod revoked;
 mod rollback_end;
 mod rollback_guide;
 mod rollout;

@@ -212,7 +212,10 @@ async fn a_look_that_fails_after_a_step_says_that_the_step_was_made() {
         .run(&format!("{START} --steps 10,100"))
         .exits(UNCONFIRMED)
         .tells("revision 2: ");
-    mail.shell.run("rollout pause mail").exits(UNCONFIRMED).tells("revision 2: ");
+    mail.shell
+        .run("rollout pause mail")
+        .exits(UNCONFIRMED)
+        .tells("revision 2: ");
     mail.server.cli(&["ACL", "SETUSER", "default", "+get"]).await;
     mail.shell.run("rollout status mail").exits(OK).says("paused");
 }

@@ -17,7 +17,7 @@ use switchback_tests::{Link, Mode, RedisServer, eventually, patience};
 
 use crate::{
     fixture::Fixture,
-    rollout::{LONG, Pools, QUICK, Ramp, Traffic, becomes, begin, record, store},
+    rollout::{LONG, Pools, QUICK, Ramp, Traffic, assert_each_step_once, becomes, begin, record, store},
 };
 
 fn v1() -> Gate {
@@ -231,27 +231,6 @@ async fn a_driver_that_was_frozen_steps_no_more() {
     pools.all[first].0.cont();
     let record = becomes(&pools.fixture, Status::Promoted).await;
     assert_each_step_once(&pools.fixture, &record).await;
-}
-
-async fn assert_each_step_once(fixture: &Fixture, record: &Record) {
-    let history = fixture.gates.history(&fixture.queue, None, 1_000).await.unwrap();
-    let gates: Vec<String> = history
-        .iter()
-        .rev()
-        .filter_map(|e| Gate::from_history(&e.after))
-        .map(|g| g.to_string())
-        .collect();
-    assert_eq!(
-        gates,
-        [
-            "v1 active",
-            "v1 active, v2 at 10 %",
-            "v1 active, v2 at 50 %",
-            "v2 active"
-        ],
-        "{:?}",
-        record.events
-    );
 }
 
 // Whoever drives is killed at moments that nobody chose, the driver's lease is deleted, and Redis restarts in between.

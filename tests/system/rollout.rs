@@ -1,6 +1,7 @@
 //! Rollouts driven by workers: up by itself, back by itself, whoever dies and whoever interferes.
 
 use std::{
+    path::PathBuf,
     pin::Pin,
     sync::{
         Arc,
@@ -174,34 +175,46 @@ pub(crate) async fn becomes(fixture: &Fixture, status: Status) -> Record {
     .await
 }
 
+/// P9: every step of a rollout that went all the way is in the history once, in order, and nothing else is; and is told once.
+pub(crate) async fn assert_each_step_once(fixture: &Fixture, record: &Record) {
+    let history = fixture.gates.history(&fixture.queue, None, 1_000).await.unwrap();
+    let made: Vec<(&str, String)> = history
+        .iter()
+        .rev()
+        .filter_map(|e| Some((e.source.as_str(), Gate::from_history(&e.after)?.to_string())))
+        .collect();
+    let shares: Vec<_> = (0..record.spec.steps.len() - 1)
+        .map(|n| record.spec.share_of(n))
+        .collect();
+    let ramp = shares
+        .iter()
+        .map(|share| ("rollout", format!("v1 active, v2 at {share} %")));
+    let expected: Vec<_> = std::iter::once(("seed", "v1 active".to_owned()))
+        .chain(ramp)
+        .chain([("rollout", "v2 active".to_owned())])
+        .collect();
+    assert_eq!(made, expected, "{:?}", record.events);
+    let entries = log::read(&fixture.store, &fixture.queue, None, 100_000).await.unwrap();
+    let steps = ["v2 begins at ", "v2 goes to ", "v2 is active"];
+    let told: Vec<&str> = entries
+        .iter()
+        .filter(|e| e.kind == "rollout" && steps.iter().any(|step| e.text.starts_with(step)))
+        .map(|e| e.text.split([':', '(', ',']).next().unwrap_or_default().trim_end())
+        .collect();
+    let expected: Vec<String> = std::iter::once(format!("v2 begins at {} % beside v1", shares[0]))
+        .chain(shares[1..].iter().map(|share| format!("v2 goes to {share} %")))
+        .chain(["v2 is active".to_owned()])
+        .collect();
+    assert_eq!(told, expected);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_good_version_goes_through_every_step_by_itself() {
     let ramp = Ramp::new().await;
     let _traffic = Traffic::begin(&ramp.fixture, None);
     ramp.start(QUICK).await;
     let record = ramp.becomes(Status::Promoted).await;
-    let history = ramp
-        .fixture
-        .gates
-        .history(&ramp.fixture.queue, None, 100)
-        .await
-        .unwrap();
-    let gates: Vec<String> = history
-        .iter()
-        .rev()
-        .filter_map(|e| Gate::from_history(&e.after))
-        .map(|g| g.to_string())
-        .collect();
-    assert_eq!(
-        gates,
-        [
-            "v1 active",
-            "v1 active, v2 at 10 %",
-            "v1 active, v2 at 50 %",
-            "v2 active"
-        ]
-    );
-    assert!(history.iter().take(3).all(|e| e.source == "rollout"));
+    assert_each_step_once(&ramp.fixture, &record).await;
     assert!(
         record.totals.active.n > 50 && record.totals.candidate.n > 30,
         "{:?}",
@@ -464,6 +477,8 @@ pub(crate) struct Pools {
     pub(crate) fixture: Fixture,
     directory: TempDir,
     pub(crate) all: Vec<(Process, Witness)>,
+    /// How many there ever were.
+    born: usize,
 }
 
 impl Pools {
@@ -477,6 +492,7 @@ impl Pools {
             fixture,
             directory: TempDir::new().unwrap(),
             all: Vec::new(),
+            born: 0,
         };
         for _ in 0..count {
             pools.add().await;
@@ -489,7 +505,8 @@ impl Pools {
     }
 
     pub(crate) async fn add_at(&mut self, url: &str) {
-        let file = self.directory.path().join(format!("starts-{}", self.all.len()));
+        let file = self.starts(self.born);
+        self.born += 1;
         let mut witness = Witness::default();
         witness.watch(&file);
         let file = file.display().to_string();
@@ -510,16 +527,30 @@ impl Pools {
         self.all.push((process, witness));
     }
 
+    /// The file that the process that was born as the nth writes its starts to.
+    fn starts(&self, nth: usize) -> PathBuf {
+        self.directory.path().join(format!("starts-{nth}"))
+    }
+
+    /// A witness of every process that there ever was.
+    pub(crate) fn witness(&self) -> Witness {
+        let mut witness = Witness::default();
+        (0..self.born).for_each(|nth| witness.watch(&self.starts(nth)));
+        witness
+    }
+
     /// The place of the process that drives. One that was killed holds its lease for a while.
     pub(crate) async fn driver(&self) -> usize {
-        eventually("one of them drives", patience(LONG), async || {
-            let driver = store(&self.fixture).driver().await.unwrap()?;
-            self.all.iter().position(|(process, _)| {
-                let began = |line: &String| line.contains("session begun") && line.contains(driver.as_str());
-                process.lines().iter().any(began)
-            })
+        eventually("one of them drives", patience(LONG), async || self.driver_now().await).await
+    }
+
+    /// The same, if one of them does at this moment.
+    pub(crate) async fn driver_now(&self) -> Option<usize> {
+        let driver = store(&self.fixture).driver().await.unwrap()?;
+        self.all.iter().position(|(process, _)| {
+            let began = |line: &String| line.contains("session begun") && line.contains(driver.as_str());
+            process.lines().iter().any(began)
         })
-        .await
     }
 
     /// Kills the process that drives.
@@ -628,13 +659,7 @@ async fn drivers_are_killed_and_others_go_on() {
     }
     // Killed processes take tasks along: the same of both versions.
     let record = becomes(&pools.fixture, Status::Promoted).await;
-    let went: Vec<&str> = record
-        .events
-        .iter()
-        .map(|(_, text)| text.as_str())
-        .filter(|t| t.contains("goes to") || t.contains("is active, and"))
-        .collect();
-    assert_eq!(went.len(), 2, "each step once: {:?}", record.events);
+    assert_each_step_once(&pools.fixture, &record).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,7 +26,8 @@ for i = 1, tonumber(take()) do
 end
 if #asked > 0 then
   for i, min in ipairs(redis.call('HMGET', state, unpack(asked))) do
-    if min and revs[i] < tonumber(min) then revoked[#revoked + 1], revoked[#revoked + 2] = versions[i], tonumber(min) end
+    min = tonumber(min) -- what is no number was written by hand, and keeps no result out
+    if min and revs[i] < min then revoked[#revoked + 1], revoked[#revoked + 2] = versions[i], min end
   end
   if #revoked > 1 then return revoked end
 end
