@@ -23,6 +23,7 @@ mod moves;
 mod pool;
 mod queue;
 mod readiness;
+mod rollback_cli;
 mod rollback_end;
 mod rollback_guide;
 mod rollout;
