@@ -1,5 +1,6 @@
 //! The system as a whole, from outside.
 
+mod apply_cli;
 mod architecture;
 mod attacks_rollout;
 mod audit;
