@@ -31,6 +31,7 @@ mod rollout;
 mod rollout_cli;
 mod rollout_policy;
 mod rollout_seams;
+mod same_build;
 mod schedule_cli;
 mod schedules;
 mod sessions;

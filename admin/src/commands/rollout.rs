@@ -13,6 +13,7 @@ use switchback_common::{
         keyspace::Key,
         rollout::{RolloutStore, Step, Stepped},
         session::SessionInfo,
+        versions::VersionRecord,
     },
 };
 use switchback_gates::{
@@ -203,8 +204,7 @@ fn objections(facts: &Facts<'_>) -> Vec<Objection> {
 }
 
 fn is_retired(entry: &str) -> bool {
-    let entry: Option<serde_json::Value> = serde_json::from_str(entry).ok();
-    entry.is_some_and(|entry| entry.get("retired_us").is_some_and(|at| !at.is_null()))
+    VersionRecord::parse(entry.as_bytes()).retired.is_some()
 }
 
 impl On<'_> {
