@@ -6,7 +6,7 @@ use serde::Serialize;
 use switchback_common::{
     Queue, StoreError, Version,
     envelope::clip,
-    store::gate::{ChangeRequest, Changed, Sealed},
+    store::gate::{ChangeRequest, Changed, HistoryEntry, Sealed},
 };
 use switchback_gates::{
     Gate, GateError,
@@ -366,9 +366,14 @@ pub(crate) async fn warn_of_older_releases(
 
 /// What the sealed revision left out of the wish.
 async fn dropped(context: &Context, queue: &Queue, rev: u64) -> Option<BTreeMap<String, String>> {
-    let newest = context.gates.history(queue, None, 16).await.ok()?;
-    let entry = newest.iter().find(|e| e.kind == "change" && e.rev == rev)?;
-    serde_json::from_str(&entry.dropped).ok()
+    let mut pages = context.gates.pages(queue);
+    while let Some(page) = pages.next().await.ok()? {
+        let of = |entry: &&HistoryEntry| entry.kind == "change" && entry.rev <= rev;
+        if let Some(entry) = page.iter().find(of) {
+            return serde_json::from_str(&entry.dropped).ok().filter(|_| entry.rev == rev);
+        }
+    }
+    None
 }
 
 fn line(view: &ChangeView, task_type: &impl std::fmt::Display) -> String {

@@ -16,13 +16,12 @@ use switchback_common::{
 use crate::{
     drain::{Left, left},
     gate::{Gate, InvalidGate},
-    rollback::{self, Target},
+    history::Pages,
+    rollback::{Target, Trail, of_ramp},
 };
 
 /// How long a wait asks again without pausing.
 const ASK_AT_ONCE: Duration = Duration::from_millis(5);
-/// How far back a rollback looks for the version before.
-const ROLLBACK_WINDOW: usize = 1_000;
 
 /// Why a gate could not be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -131,29 +130,31 @@ impl Gates {
         Ok(GateStore::new(&self.store, queue).history(before, count).await?)
     }
 
-    /// The gate in force, and where a rollback of it goes.
-    ///
-    /// # Errors
-    /// [`GateError::NoGate`], or Redis.
-    pub async fn rollback_plan(&self, queue: &Queue) -> Result<(Shown, Target), GateError> {
-        let shown = self.show(queue).await?;
-        let history = self.history(queue, None, ROLLBACK_WINDOW).await?;
-        // Unknown is not retired: a look that fails must not stop a rollback.
-        let records = versions::records(&self.store, queue).await.unwrap_or_default();
-        let retired = |version: &Version| records.get(version).is_some_and(|record| record.retired.is_some());
-        let target = rollback::target_among(&shown.gate, &history, |version| !retired(version));
-        Ok((shown, target))
+    /// The whole history, page by page, newest first.
+    #[must_use]
+    pub fn pages(&self, queue: &Queue) -> Pages {
+        Pages::new(&self.store, queue)
     }
 
-    /// The version that a rollback leaves in force. After a rollback that is the active one: repeating it changes nothing.
+    /// Where a rollback of `gate`, the one in force, goes. Reads no more of the history than decides it, and none of it for a
+    /// ramp.
     ///
     /// # Errors
-    /// [`GateError::NothingBefore`] when the history knows no other, or Redis.
-    pub async fn rollback_target(&self, queue: &Queue) -> Result<Version, GateError> {
-        match self.rollback_plan(queue).await? {
-            (_, Target::To(version)) => Ok(version),
-            (shown, Target::Already { .. }) => Ok(shown.gate.active),
-            (_, Target::Nothing) => Err(GateError::NothingBefore(queue.clone())),
+    /// When Redis does not answer.
+    pub async fn rollback_target(&self, queue: &Queue, gate: &Gate) -> Result<Target, GateError> {
+        if let Some(active) = of_ramp(gate) {
+            return Ok(Target::To(active));
+        }
+        // Unknown is not retired: a look that fails must not stop a rollback.
+        let records = versions::records(&self.store, queue).await.unwrap_or_default();
+        let may_be = |version: &Version| records.get(version).is_none_or(|record| record.retired.is_none());
+        let first_seen = |version: &Version| records.get(version).map(|record| record.first_seen_us);
+        let (mut trail, mut pages) = (Trail::default(), self.pages(queue));
+        loop {
+            match trail.target(gate, may_be, first_seen) {
+                Some(target) => return Ok(target),
+                None => trail.add(pages.next().await?.as_deref()),
+            }
         }
     }
 

@@ -21,6 +21,7 @@
 //! - [`certificate`] — did anything start on a withdrawn version? From history and log alone; pure
 //! - [`readiness`] — what speaks against sending tasks to a version; pure
 //! - [`guard`] — is the candidate worse? Statistics; pure
+//! - [`history`] — what a gate was before, page by page
 //! - [`rollback`] — which version a rollback goes to; pure
 //! - [`drain`] — what still runs that the gate would not start now; pure
 //! - [`rollout`] — a candidate goes up step by step; pure
@@ -34,6 +35,7 @@ pub mod decide;
 pub mod drain;
 pub mod gate;
 pub mod guard;
+pub mod history;
 pub mod readiness;
 pub mod rollback;
 pub mod rollout;

@@ -206,7 +206,7 @@ fn of_label(facts: &Facts<'_>, out: &mut Vec<Objection>) {
             format!("{version} is retired{why}; bring it back first: switchback version restore {task_type} {version}"),
         ));
     }
-    if let Some(rolled_back) = &record.rolled_back {
+    if let Some(rolled_back) = record.rolled_back_as_it_is() {
         let why = because(&rolled_back.why);
         out.push(blocks(
             "rolled_back",
@@ -600,6 +600,15 @@ mod tests {
         let texts: Vec<String> = case.with(objections).into_iter().map(|o| o.text).collect();
         assert!(texts[0].contains("switchback version restore mail v2"), "{texts:?}");
         assert!(texts[1].contains("revision 12 (p95)"), "{texts:?}");
+        // ADR 13: the same build. What was built again is another try.
+        let marked = |now: &str| {
+            let entry = format!(r#"{{"build":"{now}","rolled_back":{{"rev":12,"build":"b1"}}}}"#);
+            Some(VersionRecord::parse(entry.as_bytes()))
+        };
+        case.record = marked("b1");
+        assert_eq!(case.codes(), "rolled_back");
+        case.record = marked("b2");
+        assert_eq!(case.codes(), "");
     }
 
     #[test]

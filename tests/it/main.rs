@@ -1,5 +1,6 @@
 //! The system as a whole, from outside.
 
+mod apply_cli;
 mod architecture;
 mod attacks_rollout;
 mod audit;
@@ -25,6 +26,7 @@ mod pool;
 mod queue;
 mod readiness;
 mod revoked;
+mod rollback_cli;
 mod rollback_end;
 mod rollback_guide;
 mod rollout;
@@ -32,6 +34,7 @@ mod rollout_cli;
 mod rollout_policy;
 mod rollout_seams;
 mod rollout_words;
+mod same_build;
 mod schedule_cli;
 mod schedules;
 mod sessions;

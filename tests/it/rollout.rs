@@ -306,8 +306,8 @@ async fn a_rollback_says_who_when_why_and_marks_the_version() {
     let marked = ramp.store.version_entry(&"v2".parse().unwrap()).await.unwrap();
     let back = rolled_back(&marked).unwrap_or_else(|| panic!("{marked}"));
     assert_eq!(
-        (back.rev, back.why.as_str(), back.build.as_str()),
-        (3, entry.why.as_str(), "b1")
+        (back.rev, back.why.as_str(), back.build.as_deref()),
+        (3, entry.why.as_str(), Some("b1"))
     );
     assert_eq!(back.at_us, ramp.record().await.at_us, "{marked}");
     assert!(marked.contains("first_seen_us"), "the rest stays: {marked}");

@@ -107,9 +107,9 @@ JSON: {namespace, drifted, drift: [{queue, section, field, file, redis,
 const APPLY_JSON: &str = "\
 JSON: {namespace, changed, dry_run, complete, revision, reverts|null, changes, problems, warnings,
   inflight: finish|cancel|revoke, applied: [{queue, section}], left: [{queue, section}], stopped|null, diff: {before, after}, confirmations: [{queue, rev,
-  confirmed, total, took_us, running, missing}]}
+  confirmed, total, took_us, running, missing}], partly: {queue, section, written}|null}
 changed: whether it changed anything; in a dry run, whether it would. complete: nothing is left. revision: of the
-configuration, afterwards. diff: the queues named as TOML, before and after. confirmations: with --wait.
+configuration, afterwards. partly: of what is left, the section of which something was written. diff: the queues named as TOML, before and after. confirmations: with --wait.
 ";
 
 /// Where the document comes from.

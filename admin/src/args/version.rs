@@ -10,10 +10,11 @@ pub(crate) enum VersionVerb {
 JSON: [{queue, version, builds: [text], refused_builds: [text], first_seen_at|null, first_seen_at_us,
   routed, routes: [active|candidate|pins|targets], percent, live_workers, running, lane_waiting|null,
   last_hour: {done, retried, dead},
-  retired: {at|null, at_us, by, why}|null, rolled_back: {at|null, at_us, rev, why}|null}]
+  retired: {at|null, at_us, by, why}|null, rolled_back: {at|null, at_us, rev, why, build|null}|null}]
 builds: newest last; empty: no worker has said. refused_builds: builds that wanted the label and did not get it.
 routed: whether a task may be routed to it; routes: where the gate names it. percent: its share beside pins and targets.
-lane_waiting: tasks handed to it that no worker has taken; null: Redis cannot say. last_hour: attempts by how they ended.")]
+lane_waiting: tasks handed to it that no worker has taken; null: Redis cannot say. last_hour: attempts by how they ended.
+rolled_back.build: the build that it was then, if anybody said; as another one it may be tried again.")]
     Ls {
         #[arg(value_name = "TYPE")]
         task_type: TaskType,

@@ -101,6 +101,10 @@ struct RolledBackView {
     at_us: u64,
     rev: u64,
     why: String,
+    build: Option<String>,
+    /// Whether it has been built again since, and may be tried.
+    #[serde(skip)]
+    is_over: bool,
 }
 
 async fn ls(context: &Context, out: &mut Output, queue: &Queue) -> Result<(), Failure> {
@@ -183,6 +187,7 @@ impl Row {
             ];
             routes.into_iter().filter_map(|(name, is)| is.then_some(name)).collect()
         };
+        let is_over = record.rolled_back_as_it_is().is_none();
         Self {
             queue: queue.to_string(),
             builds: record.builds,
@@ -207,6 +212,8 @@ impl Row {
                 at_us: back.at_us,
                 rev: back.rev,
                 why: back.why,
+                build: back.build,
+                is_over,
             }),
             share: seen.share,
             version: seen.version,
@@ -219,7 +226,15 @@ impl Row {
             words.push(format!("retired {}", ago(now, retired.at_us)));
         }
         if let Some(back) = &self.rolled_back {
-            words.push(format!("rolled back {} (revision {})", ago(now, back.at_us), back.rev));
+            let build = match &back.build {
+                Some(build) if back.is_over => format!(" as build {}", brief(build, 24)),
+                _ => String::new(),
+            };
+            words.push(format!(
+                "rolled back{build} {} (revision {})",
+                ago(now, back.at_us),
+                back.rev
+            ));
         }
         if let Some(build) = self.refused_builds.last() {
             words.push(format!("build {} refused", brief(build, 24)));

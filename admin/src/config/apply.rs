@@ -42,6 +42,8 @@ pub(crate) struct Applied {
     /// Queue and section, in order.
     pub(crate) done: Vec<(String, &'static str)>,
     pub(crate) left: Vec<(String, &'static str)>,
+    /// The section, among those that are left, of which something was written, and how much.
+    pub(crate) partly: Option<(String, &'static str, usize)>,
     /// Gates that changed, and the revision each has now.
     pub(crate) gates: Vec<(Queue, u64)>,
     /// Why it stopped.
@@ -87,12 +89,15 @@ pub(crate) async fn apply(context: &Context, plan: &Plan<'_>, signature: &Signat
                 out.left.push(step);
                 continue;
             }
-            match write(context, plan, queue, section, signature).await {
+            let mut written = 0;
+            match write(context, plan, queue, section, signature, &mut written).await {
                 Ok(gate) => {
                     out.done.push(step);
                     out.gates.extend(gate.map(|rev| (queue.state.queue.clone(), rev)));
                 }
                 Err(stop) => {
+                    let (name, section) = step.clone();
+                    out.partly = (written > 0).then_some((name, section, written));
                     out.left.push(step);
                     out.stopped = Some(stop);
                 }
@@ -102,13 +107,14 @@ pub(crate) async fn apply(context: &Context, plan: &Plan<'_>, signature: &Signat
     out
 }
 
-/// Writes one section; of the gate, tells its revision.
+/// Writes one section; of the gate, tells its revision. `written` counts what was, should the rest not be.
 async fn write(
     context: &Context,
     plan: &Plan<'_>,
     queue: &QueuePlan<'_>,
     section: &str,
     signature: &Signature,
+    written: &mut usize,
 ) -> Result<Option<u64>, Stop> {
     let (state, wanted) = (queue.state, queue.wanted);
     let put = match section {
@@ -122,7 +128,7 @@ async fn write(
             policy_of(context, state, Policy::Rollout, json, signature).await?
         }
         "schedules" => {
-            schedules_of(context, queue, signature).await?;
+            schedules_of(context, queue, signature, written).await?;
             Put::Set
         }
         _ => return gate_of(context, plan, queue, signature).await.map(Some),
@@ -130,6 +136,7 @@ async fn write(
     if let Put::Moved(field) = put {
         return Err(moved(&state.queue, &format!("{section} ({field})")));
     }
+    *written = (*written).max(1);
     if !state.exists {
         EnqueueStore::new(&context.store, &state.queue).announce().await?;
     }
@@ -183,7 +190,12 @@ async fn policy_of(
     Ok(policy::set(&context.store, &state.queue, policy, raw, &json, by, why).await?)
 }
 
-async fn schedules_of(context: &Context, queue: &QueuePlan<'_>, signature: &Signature) -> Result<(), Stop> {
+async fn schedules_of(
+    context: &Context,
+    queue: &QueuePlan<'_>,
+    signature: &Signature,
+    written: &mut usize,
+) -> Result<(), Stop> {
     let state = queue.state;
     let store = ScheduleStore::new(&context.store, &state.queue);
     let Some(wanted) = &queue.wanted.schedules else {
@@ -197,6 +209,7 @@ async fn schedules_of(context: &Context, queue: &QueuePlan<'_>, signature: &Sign
     for found in state.schedules.iter().filter(|found| !stays(found)) {
         if let Ok(name) = found.name.parse::<ScheduleName>() {
             put_schedule(&store, state, &name, Some(found), None, signature).await?;
+            *written += 1;
         }
     }
     for (name, doc) in wanted {
@@ -211,6 +224,7 @@ async fn schedules_of(context: &Context, queue: &QueuePlan<'_>, signature: &Sign
         schedule.by.clone_from(&signature.by);
         schedule.why.clone_from(&signature.why);
         put_schedule(&store, state, &parsed, found, Some(&schedule), signature).await?;
+        *written += 1;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Where Redis differs from a document, and who changed it there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -13,7 +13,7 @@ use switchback_gates::Gate;
 
 use crate::{
     config::{
-        diff::{Change, fields},
+        diff::{Change, changes, fields},
         document::QueueDoc,
         plan::{Plan, QueuePlan},
         state::{QueueState, gate_doc},
@@ -115,10 +115,7 @@ impl Drift {
 pub(crate) async fn find(context: &Context, plan: &Plan<'_>) -> Result<Vec<Drift>, Failure> {
     let mut out = Vec::new();
     for queue in plan.queues.iter().filter(|queue| !queue.changes.is_empty()) {
-        let history = match queue.changes_section("gate") {
-            true => context.gates.history(&queue.state.queue, None, HISTORY).await?,
-            false => Vec::new(),
-        };
+        let mut gate = of_gate(context, queue).await?;
         let beside = queue.changes.iter().any(|change| change.section != "gate");
         let remarks = match beside {
             true => log::remarks(&context.store, &queue.state.queue, LOG).await?,
@@ -128,15 +125,49 @@ pub(crate) async fn find(context: &Context, plan: &Plan<'_>) -> Result<Vec<Drift
             queue
                 .changes
                 .iter()
-                .map(|change| drift(queue, change, &history, &remarks)),
+                .map(|change| drift(queue, change, &mut gate, &remarks)),
         );
     }
     Ok(out)
 }
 
-fn drift(queue: &QueuePlan<'_>, change: &Change, history: &[HistoryEntry], remarks: &[Remark]) -> Drift {
+/// Who changed each of the gate's fields last. Reads no more of the history than tells it.
+async fn of_gate(context: &Context, queue: &QueuePlan<'_>) -> Result<BTreeMap<String, Who>, Failure> {
+    let asked = queue.changes.iter().filter(|change| change.section == "gate");
+    let mut open: BTreeSet<&str> = asked.map(|change| change.field.as_str()).collect();
+    let mut pages = context.gates.pages(&queue.state.queue);
+    let (mut out, mut looked) = (BTreeMap::new(), 0);
+    while !open.is_empty()
+        && looked < HISTORY
+        && let Some(page) = pages.next().await?
+    {
+        looked += page.len();
+        for entry in page.iter().filter(|entry| entry.kind == "change") {
+            for field in changed(entry) {
+                if open.remove(field.as_str()) {
+                    out.insert(field, Who::of_gate(entry));
+                }
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// The fields that an entry changed.
+fn changed(entry: &HistoryEntry) -> impl Iterator<Item = String> {
+    let of = |json: &str| {
+        fields(&QueueDoc {
+            gate: Gate::from_history(json).as_ref().map(gate_doc),
+            ..QueueDoc::default()
+        })
+    };
+    let changes = changes("", &of(&entry.before), &of(&entry.after));
+    changes.into_iter().map(|change| change.field)
+}
+
+fn drift(queue: &QueuePlan<'_>, change: &Change, gate: &mut BTreeMap<String, Who>, remarks: &[Remark]) -> Drift {
     let found = match change.section.as_str() {
-        "gate" => of_gate(change, history),
+        "gate" => gate.remove(&change.field).ok_or("the history does not go back so far"),
         "schedules" => of_schedule(queue.state, change, remarks),
         _ => of_hash(queue.state, change, remarks),
     };
@@ -153,21 +184,6 @@ fn drift(queue: &QueuePlan<'_>, change: &Change, history: &[HistoryEntry], remar
         who,
         note,
     }
-}
-
-/// The newest entry that changed this very field.
-fn of_gate(change: &Change, history: &[HistoryEntry]) -> Result<Who, &'static str> {
-    let value = |json: &str| -> Option<Value> {
-        let doc = QueueDoc {
-            gate: Some(gate_doc(&Gate::from_history(json)?)),
-            ..QueueDoc::default()
-        };
-        fields(&doc).remove("gate")?.remove(&change.field)
-    };
-    let changed = history
-        .iter()
-        .find(|entry| entry.kind == "change" && value(&entry.before) != value(&entry.after));
-    changed.map(Who::of_gate).ok_or("the history does not go back so far")
 }
 
 /// The newest log entry that speaks of the field, if it left what lies there now.

@@ -205,6 +205,15 @@ pub struct HistoryEntry {
     pub inflight: String,
 }
 
+impl HistoryEntry {
+    /// Bytes of what may be long.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        let texts = [&self.before, &self.after, &self.dropped, &self.refused, &self.forced];
+        texts.into_iter().map(String::len).sum()
+    }
+}
+
 /// The gate of one queue.
 #[derive(Debug, Clone)]
 pub struct GateStore {

@@ -36,7 +36,7 @@ pub struct VersionRecord {
     pub refused: Vec<String>,
     /// Set when it was taken out of use.
     pub retired: Option<Retired>,
-    /// Set when a guard rolled it back.
+    /// Set when a guard rolled it back, as whichever build: see [`rolled_back_as_it_is`](Self::rolled_back_as_it_is).
     pub rolled_back: Option<RolledBack>,
 }
 
@@ -60,9 +60,24 @@ pub struct RolledBack {
     pub rev: u64,
     /// Why.
     pub why: String,
+    /// The build that it was then; `None`: whoever wrote the mark did not say.
+    pub build: Option<String>,
 }
 
 impl VersionRecord {
+    /// The build that it is now: the one that joined last. Empty if no session has said.
+    #[must_use]
+    pub fn build(&self) -> &str {
+        self.builds.last().map_or("", String::as_str)
+    }
+
+    /// The mark of a rollback, unless it speaks of another build than it is now: another build is another try.
+    #[must_use]
+    pub fn rolled_back_as_it_is(&self) -> Option<&RolledBack> {
+        let is_same = |back: &&RolledBack| back.build.as_deref().is_none_or(|build| build == self.build());
+        self.rolled_back.as_ref().filter(is_same)
+    }
+
     /// Reads what scripts wrote. What is not as they write it says nothing.
     #[must_use]
     pub fn parse(json: &[u8]) -> Self {
@@ -86,6 +101,7 @@ impl VersionRecord {
                 at_us: number(&rolled_back["at_us"]),
                 rev: number(&rolled_back["rev"]),
                 why: text(&rolled_back["why"]),
+                build: rolled_back["build"].as_str().map(str::to_owned),
             }),
         }
     }
@@ -341,6 +357,13 @@ mod tests {
         let retired = whole.retired.unwrap();
         assert_eq!((retired.at_us, retired.by.as_str()), (7, "alice"));
         assert_eq!(whole.rolled_back.unwrap().rev, 3);
+        let back = |mark: &str| {
+            let entry = format!(r#"{{"build":"b2","builds":["b1","b2"],"rolled_back":{{"rev":3{mark}}}}}"#);
+            VersionRecord::parse(entry.as_bytes()).rolled_back_as_it_is().is_some()
+        };
+        assert!(back(r#","build":"b2""#));
+        assert!(!back(r#","build":"b1""#), "rebuilt since");
+        assert!(back(""), "of which build nobody has said");
         for broken in [&b"1700000000"[..], b"", b"[]", br#"{"builds":{},"retired_us":null}"#] {
             assert_eq!(VersionRecord::parse(broken), VersionRecord::default());
         }

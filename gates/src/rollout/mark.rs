@@ -1,48 +1,19 @@
 //! What a rollback leaves on the entry of a version: it is not tried again by itself. Pure.
 
-use serde::Serialize;
 use serde_json::Value;
-
-/// That a version was rolled back by the guard.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct RolledBack {
-    /// When, µs of Redis's clock.
-    pub at_us: u64,
-    /// By which revision.
-    pub rev: u64,
-    /// Why.
-    pub why: String,
-    /// The build that it was then.
-    pub build: String,
-}
+pub use switchback_common::store::versions::RolledBack;
+use switchback_common::store::versions::VersionRecord;
 
 /// The build on a version's entry; empty if none is.
 #[must_use]
 pub fn build_of(entry: &str) -> String {
-    let entry: Option<Value> = serde_json::from_str(entry).ok();
-    let build = entry.as_ref().and_then(|entry| entry.get("build")?.as_str());
-    build.unwrap_or_default().to_owned()
+    VersionRecord::parse(entry.as_bytes()).build().to_owned()
 }
 
 /// Whether the version of this entry was rolled back, as the build that it is now.
 #[must_use]
 pub fn rolled_back(entry: &str) -> Option<RolledBack> {
-    let found: Value = serde_json::from_str(entry).ok()?;
-    let back = found.get("rolled_back").filter(|back| back.is_object())?;
-    let text = |name| back.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-    // Scripts that write an entry anew make text of large numbers.
-    let number = |name| match back.get(name) {
-        Some(Value::String(text)) => text.parse().unwrap_or(0),
-        Some(value) => value.as_u64().unwrap_or(0),
-        None => 0,
-    };
-    let back = RolledBack {
-        at_us: number("at_us"),
-        rev: number("rev"),
-        why: text("why"),
-        build: text("build"),
-    };
-    (back.build == build_of(entry)).then_some(back)
+    VersionRecord::parse(entry.as_bytes()).rolled_back_as_it_is().cloned()
 }
 
 /// The entry with the mark on it; `rollout.lua` puts revision and time in.
@@ -61,10 +32,7 @@ pub fn mark(entry: &str, why: &str) -> String {
         }
     };
     fields.remove("rolled_back");
-    let build = fields
-        .get("build")
-        .cloned()
-        .unwrap_or_else(|| Value::String(String::new()));
+    let build = Value::String(build_of(entry));
     // `@` only where the script is to put a number.
     let text = |value: &Value| value.to_string().replace('@', "\\u0040");
     let rest = text(&found);

@@ -46,6 +46,7 @@ struct ApplyView<'a> {
     warnings: &'a [String],
     applied: Vec<Step<'a>>,
     left: Vec<Step<'a>>,
+    partly: Option<Partly<'a>>,
     stopped: Option<String>,
     diff: Texts,
     confirmations: Vec<Confirmed>,
@@ -55,6 +56,14 @@ struct ApplyView<'a> {
 struct Step<'a> {
     queue: &'a str,
     section: &'a str,
+}
+
+/// A section that is left, and of which something was written.
+#[derive(Debug, Serialize)]
+struct Partly<'a> {
+    queue: &'a str,
+    section: &'a str,
+    written: usize,
 }
 
 /// TOML, for whoever shows differences of texts.
@@ -89,6 +98,7 @@ impl<'a> ApplyView<'a> {
             warnings: &plan.warnings,
             applied: Vec::new(),
             left: Vec::new(),
+            partly: None,
             stopped: None,
             diff: Texts {
                 before: toml(&before)?,
@@ -278,8 +288,11 @@ async fn finish(
     };
     let stopped = applied.stopped.as_ref().map(|stop| {
         let (done, left) = (steps(&applied.done), steps(&applied.left));
+        let partly = applied.partly.as_ref().map_or_else(String::new, |(queue, section, n)| {
+            format!("; of {queue} {section}: {n} written")
+        });
         format!(
-            "{}; applied: {done}; left: {left}. Look, and apply again to complete it",
+            "{}; applied: {done}{partly}; left: {left}. Look, and apply again to complete it",
             plain(&stop.to_string())
         )
     });
@@ -287,19 +300,25 @@ async fn finish(
     if let Err(error) = config::end(&context.store, &context.namespace, begun, op, end).await {
         warn(format_args!("cannot write down how revision {begun} ended: {error}"));
     }
+    let changed = !applied.done.is_empty() || applied.partly.is_some();
     let mut failure = match applied.stopped.take() {
         None => None,
-        Some(_) if !applied.done.is_empty() => Some(Failure::Other(format!("stopped half-way: {end}"))),
+        Some(_) if changed => Some(Failure::Other(format!("stopped half-way: {end}"))),
         Some(Stop::Moved(_) | Stop::Refused(_)) => Some(Failure::Refused(end.to_owned())),
         Some(Stop::Failed(failure)) => Some(*failure),
     };
     if failure.is_none() && options.wait {
         failure = wait(context, &mut view, &applied, options.timeout).await;
     }
-    view.changed = !applied.done.is_empty();
+    view.changed = changed;
     view.complete = stopped.is_none();
     view.applied = view_of(&applied.done);
     view.left = view_of(&applied.left);
+    view.partly = applied.partly.as_ref().map(|(queue, section, written)| Partly {
+        queue,
+        section,
+        written: *written,
+    });
     view.stopped = stopped;
     if failure.is_none() {
         let what = count(view.changes.len(), "change");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use switchback_common::{Queue, StreamId, Version, store::gate::HistoryEntry};
+use switchback_common::{Queue, Version, store::gate::HistoryEntry};
 use switchback_gates::Gate;
 
 use crate::{
@@ -15,7 +15,6 @@ use crate::{
     view::words,
 };
 
-const PAGE: usize = 200;
 /// Pins or targets that one line names.
 const MOST_NAMED: usize = 6;
 
@@ -161,7 +160,7 @@ pub(super) async fn history(
             && filter.source.as_ref().is_none_or(|source| *source == entry.source)
     };
     let mut found: Vec<HistoryEntry> = Vec::new();
-    let mut pages = Pages::before(context, queue, until);
+    let mut pages = context.gates.pages(queue).until(until);
     // Entries stand in the order of their ids, whatever the clock did.
     while let Some(page) = pages.next().await? {
         let over = page.last().is_some_and(|oldest| oldest.id.ms < since / 1_000);
@@ -199,45 +198,9 @@ pub(super) async fn history(
     })
 }
 
-/// The history in pages, newest first.
-pub(crate) struct Pages<'a> {
-    context: &'a Context,
-    queue: &'a Queue,
-    before: Option<StreamId>,
-    over: bool,
-}
-
-impl<'a> Pages<'a> {
-    /// What was written until `until_us`.
-    pub(crate) fn before(context: &'a Context, queue: &'a Queue, until_us: u64) -> Self {
-        // A millisecond more: an entry's own time is read before its id is given.
-        let before = (until_us < u64::MAX).then(|| StreamId {
-            ms: (until_us / 1_000).saturating_add(2),
-            seq: 0,
-        });
-        Self {
-            context,
-            queue,
-            before,
-            over: false,
-        }
-    }
-
-    /// The next page; `None` at the end.
-    pub(crate) async fn next(&mut self) -> Result<Option<Vec<HistoryEntry>>, Failure> {
-        if self.over {
-            return Ok(None);
-        }
-        let page = self.context.gates.history(self.queue, self.before, PAGE).await?;
-        self.over = page.len() < PAGE;
-        self.before = page.last().map(|entry| entry.id);
-        Ok((!page.is_empty()).then_some(page))
-    }
-}
-
 /// The revision `rev`, if the history keeps it; else says what it keeps.
 pub(super) async fn revision(context: &Context, queue: &Queue, rev: u64) -> Result<HistoryEntry, Failure> {
-    let mut pages = Pages::before(context, queue, u64::MAX);
+    let mut pages = context.gates.pages(queue);
     let (mut newest, mut oldest) = (None, None);
     while let Some(page) = pages.next().await? {
         for entry in page.into_iter().filter(|entry| entry.kind == "change") {
@@ -269,7 +232,7 @@ pub(super) async fn in_force(
     queue: &Queue,
     at_us: u64,
 ) -> Result<(HistoryEntry, Option<HistoryEntry>), Failure> {
-    let mut pages = Pages::before(context, queue, u64::MAX);
+    let mut pages = context.gates.pages(queue);
     let mut after: Option<HistoryEntry> = None;
     while let Some(page) = pages.next().await? {
         for entry in page.into_iter().filter(|entry| entry.kind == "change") {

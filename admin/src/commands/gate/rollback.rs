@@ -1,7 +1,7 @@
 //! `gate rollback`.
 
 use switchback_common::{Queue, Version};
-use switchback_gates::{GateError, rollback::Target};
+use switchback_gates::{Gate, GateError, rollback::Target};
 
 use crate::{
     args::{Change, InFlight},
@@ -22,40 +22,12 @@ pub(super) async fn rollback(
     options: &Change,
 ) -> Result<(), Failure> {
     let task_type = &queue.task_type;
-    let (before, target) = match (context.gates.rollback_plan(queue).await, to) {
-        (Ok((shown, _)), Some(to)) => (Some(shown), to),
-        (Ok((shown, Target::To(version))), None) => (Some(shown), version),
-        (
-            Ok((
-                shown,
-                Target::Already {
-                    rev,
-                    at_us,
-                    by,
-                    further,
-                },
-            )),
-            None,
-        ) => {
-            let now = context.now_us().await.unwrap_or(at_us);
-            let by = if by.is_empty() {
-                String::new()
-            } else {
-                format!(" by {}", plain(&by))
-            };
-            let further = further.map_or_else(
-                || "there is no earlier version".to_owned(),
-                |v| format!("one step further back: switchback gate rollback {task_type} --to {v}"),
-            );
-            tell(format_args!(
-                "{task_type}: already rolled back to {} at revision {rev}, {}{by}; {further}",
-                shown.gate.active,
-                ago(now, at_us)
-            ));
-            let active = shown.gate.active.clone();
-            (Some(shown), active)
+    let (before, target) = match (context.gates.show(queue).await, to) {
+        (Ok(shown), Some(to)) => (Some(shown.gate), to),
+        (Ok(shown), None) => {
+            let target = where_to(context, queue, &shown.gate).await?;
+            (Some(shown.gate), target)
         }
-        (Ok((_, Target::Nothing)), None) => return Err(GateError::NothingBefore(queue.clone()).into()),
         (Err(e), to) => {
             let failure = Failure::from(e);
             if matches!(failure, Failure::Gate(GateError::NoGate(_))) {
@@ -71,32 +43,30 @@ pub(super) async fn rollback(
             }
         }
     };
-    let before = before.map(|shown| shown.gate);
     let was = before.as_ref().map_or_else(|| "no gate".to_owned(), words);
     let will_be = format!("{target} only");
     if !options.dry_run && was != will_be {
         tell(format_args!("{task_type}: {was} -> {will_be}"));
     }
+    let fields: Vec<_> = [("only", target.to_string())]
+        .into_iter()
+        .chain(inflight.field())
+        .collect();
+    // In a hurry: whatever can be asked afterwards is.
+    let answer = change::send(context, queue, &change::request(&fields, options)).await?;
     let mut warnings = Vec::new();
     match context.gates.live_sessions(queue).await {
         Ok(live) if !live.iter().any(|s| has(s, &target)) => {
             let text = format!(
                 "no live worker has {target}: rolled back all the same, its tasks wait in their lane until a worker with {target} joins"
             );
+            warn(&text);
             warnings.push(text);
         }
         Ok(_) => {}
         Err(e) => warn(format_args!("cannot tell whether a live worker has {target}: {e}")),
     }
-    let fields: Vec<_> = [("only", target.to_string())]
-        .into_iter()
-        .chain(inflight.field())
-        .collect();
-    let alone = warnings.clone();
     warnings.extend(change::warn_of_older_releases(context, queue, &fields).await);
-    let answer = change::send(context, queue, &change::request(&fields, options)).await?;
-    // Not before: a version that nobody ever had is refused.
-    alone.iter().for_each(warn);
     let intent = Intent {
         queue,
         fields,
@@ -106,4 +76,42 @@ pub(super) async fn rollback(
         rolled_back_to: (!options.dry_run).then_some(target),
     };
     change::report(context, out, intent, answer, options).await
+}
+
+/// Where it goes when nobody says.
+async fn where_to(context: &Context, queue: &Queue, gate: &Gate) -> Result<Version, Failure> {
+    let task_type = &queue.task_type;
+    let target = context.gates.rollback_target(queue, gate).await.inspect_err(|_| {
+        tell(format_args!(
+            "{task_type} is at {}, and what was before cannot be read: switchback gate rollback {task_type} --to VERSION needs no history",
+            words(gate)
+        ));
+    })?;
+    match target {
+        Target::To(version) => Ok(version),
+        Target::Already {
+            rev,
+            at_us,
+            by,
+            further,
+        } => {
+            let now = context.now_us().await.unwrap_or(at_us);
+            let by = if by.is_empty() {
+                String::new()
+            } else {
+                format!(" by {}", plain(&by))
+            };
+            let further = further.map_or_else(
+                || "there is no earlier version".to_owned(),
+                |v| format!("one step further back: switchback gate rollback {task_type} --to {v}"),
+            );
+            tell(format_args!(
+                "{task_type}: already rolled back to {} at revision {rev}, {}{by}; {further}",
+                gate.active,
+                ago(now, at_us)
+            ));
+            Ok(gate.active.clone())
+        }
+        Target::Nothing => Err(GateError::NothingBefore(queue.clone()).into()),
+    }
 }

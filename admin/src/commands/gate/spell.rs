@@ -10,23 +10,18 @@ use crate::{
     text::{ago, plain, rfc3339},
 };
 
-const PAGE: usize = 500;
-
 /// All revisions that the history keeps.
 pub(crate) async fn revisions(context: &Context, queue: &Queue) -> Result<Revisions, Failure> {
     let mut all: Vec<HistoryEntry> = Vec::new();
-    loop {
-        let before = all.last().map(|entry| entry.id);
-        let page = context.gates.history(queue, before, PAGE).await?;
-        if page.is_empty() {
-            return Ok(Revisions::from_history(&all));
-        }
+    let mut pages = context.gates.pages(queue);
+    while let Some(page) = pages.next().await? {
         // Whether there was anything before is asked, not what: pins may be long.
         all.extend(page.into_iter().map(|entry| HistoryEntry {
             before: if entry.before.is_empty() { "" } else { "{}" }.to_owned(),
             ..entry
         }));
     }
+    Ok(Revisions::from_history(&all))
 }
 
 /// Fails, with the names there are, if no worker of the queue ever had `version`.

@@ -13,7 +13,7 @@ use switchback_common::{
 
 use crate::{
     args::LogFilter,
-    commands::gate::history::{self, Pages},
+    commands::gate::history,
     context::Context,
     exit::Failure,
     output::{Output, table, tell, warn},
@@ -211,7 +211,7 @@ async fn of_gate(
     until: Option<u64>,
     limit: usize,
 ) -> Result<Vec<NoteView>, Failure> {
-    let mut pages = Pages::before(context, queue, until.unwrap_or(u64::MAX));
+    let mut pages = context.gates.pages(queue).until(until.unwrap_or(u64::MAX));
     let mut found = Vec::new();
     while let Some(page) = pages.next().await? {
         let over = page.last().is_some_and(|oldest| oldest.id.ms < since / 1_000);

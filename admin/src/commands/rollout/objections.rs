@@ -1,6 +1,9 @@
 //! What speaks against beginning a rollout, all of it, so that a person sees it at once. Readiness has its own: see `unready`.
 
-use switchback_common::{Queue, Version, store::session::SessionInfo};
+use switchback_common::{
+    Queue, Version,
+    store::{session::SessionInfo, versions::VersionRecord},
+};
 use switchback_gates::{
     Share,
     admin::Shown,
@@ -116,8 +119,7 @@ pub(super) fn objections(facts: &Facts<'_>) -> Vec<Objection> {
 }
 
 fn is_retired(entry: &str) -> bool {
-    let entry: Option<serde_json::Value> = serde_json::from_str(entry).ok();
-    entry.is_some_and(|entry| entry.get("retired_us").is_some_and(|at| !at.is_null()))
+    VersionRecord::parse(entry.as_bytes()).retired.is_some()
 }
 
 /// `begun 3 m ago by alice: release 2`, of another's: who ends it should know whose it is.

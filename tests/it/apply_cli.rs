@@ -1,0 +1,69 @@
+//! `config apply` cut short between two schedules, and of namespaces larger than a document.
+
+use std::{process::Stdio, time::Duration};
+
+use serde_json::{Value, json};
+use switchback_tests::{Link, Mode, eventually, patience};
+
+use crate::cli::{FAILED, Mail};
+
+impl Mail {
+    fn save(&self, name: &str, text: &str) {
+        std::fs::write(self.shell.dir.path().join(name), text).unwrap();
+    }
+
+    async fn schedule(&self, name: &str) -> String {
+        let found = self.server.cli(&["HGET", "sb:schedules:{shop:mail}", name]).await;
+        redis::from_redis_value::<Option<String>>(found)
+            .unwrap()
+            .unwrap_or_default()
+    }
+}
+
+fn schedules(hours: [u32; 2]) -> String {
+    let one = |name: &str, hour: u32| {
+        format!("[queues.mail.schedules.{name}]\ncron = \"0 {hour} * * *\"\npayload = {{ full = true }}\n")
+    };
+    one("a", hours[0]) + &one("b", hours[1])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_apply_wrote_of_a_section_it_left_is_said() {
+    let mail = Mail::with_worker().await;
+    mail.save("doc.toml", &schedules([1, 1]));
+    mail.shell.run("config apply doc.toml").exits(crate::cli::OK);
+
+    // Somebody edits b while an apply is on its way: the link is slow, the person is not.
+    let link = Link::to(mail.server.port()).await;
+    link.set(Mode::Delay(Duration::from_millis(100))).await;
+    mail.save("doc.toml", &schedules([2, 2]));
+    let mut command = mail.shell.command(&["config", "apply", "doc.toml", "-o", "json"]);
+    command.env("SWITCHBACK_REDIS_URL", mail.server.url_through(link.port()));
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let wait = patience(Duration::from_secs(20));
+    eventually("a is written", wait, async || match mail.schedule("a").await {
+        found if found.contains("0 2 * * *") => Ok(()),
+        found => Err(found),
+    })
+    .await;
+    let edited = mail.schedule("b").await.replace("0 1 * * *", "0 5 * * *");
+    let hset = ["HSET", "sb:schedules:{shop:mail}", "b", &edited];
+    mail.server.cli(&hset).await;
+    let output = tokio::task::spawn_blocking(|| child.wait_with_output().unwrap())
+        .await
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(FAILED), "{stderr}");
+    let words =
+        "schedule b of shop/mail meanwhile; applied: nothing; of mail schedules: 1 written; left: mail schedules";
+    assert!(stderr.contains(words), "{stderr}");
+    let view: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&view["changed"], &view["complete"]), (&json!(true), &json!(false)));
+    assert_eq!(
+        view["partly"],
+        json!({"queue": "mail", "section": "schedules", "written": 1})
+    );
+    assert_eq!(mail.schedule("b").await, edited, "the person won");
+    let stopped = &mail.shell.json("config history")[0]["stopped"];
+    assert!(stopped.as_str().unwrap().contains("1 written"), "{stopped}");
+}
