@@ -62,8 +62,9 @@ async fn vandal(fixture: &Fixture, what: &str) {
             assert_eq!(set.unwrap(), 0);
         }
         "a driver of another type" => {
-            run(&["DEL", "sb:driver:{test:job}"]).await;
-            run(&["HSET", "sb:driver:{test:job}", "a", "b"]).await;
+            // At once: a worker takes the lease as soon as it is gone.
+            let script = "redis.call('DEL', KEYS[1]) return redis.call('HSET', KEYS[1], 'a', 'b')";
+            run(&["EVAL", script, "1", "sb:driver:{test:job}"]).await;
         }
         "a driver for ever" => run(&["SET", "sb:driver:{test:job}", "bob"]).await,
         "no driver" => run(&["DEL", "sb:driver:{test:job}"]).await,

@@ -328,8 +328,9 @@ async fn when_both_versions_fail_it_holds() {
     let record = ramp.becomes(Status::Held).await;
     assert!(record.reason.contains("fail"), "{}", record.reason);
     assert_eq!(ramp.gate().await.percent.to_string(), "10");
-    ramp.v1.set(0);
+    // v2 must not be alone in it for a moment.
     ramp.v2.set(0);
+    ramp.v1.set(0);
     ramp.becomes(Status::Running).await;
 }
 
@@ -518,7 +519,7 @@ impl Pools {
             "--witness",
             &file,
             "--lease-ms",
-            "1000",
+            "2000",
             "--backoff-ms",
             "10",
         ];
@@ -602,9 +603,9 @@ async fn attempts_that_died_with_their_process_are_counted() {
             .await;
     }
     eventually("they run", patience(LONG), async || pools.all[0].1.starts().len() == 20).await;
-    pools.add().await;
     let (first, _witness) = pools.all.remove(0);
     first.kill9();
+    pools.add().await;
     let record = eventually("all are counted", patience(LONG), async || {
         let record = record(&pools.fixture).await;
         let lost = record.totals.active.lost + record.totals.candidate.lost;
@@ -635,7 +636,9 @@ async fn attempts_that_died_with_their_process_are_counted() {
     for block in blocks {
         let block: String = redis::from_redis_value(block).unwrap();
         let ttl: i64 = redis::from_redis_value(pools.fixture.raw(&["TTL", &block]).await).unwrap();
-        assert!((1..=7_200).contains(&ttl), "{block}: {ttl}");
+        // Block 0 has the names of those that were counted.
+        let most = if block.ends_with(":0") { 86_400 } else { 7_200 };
+        assert!((1..=most).contains(&ttl), "{block}: {ttl}");
     }
 }
 
