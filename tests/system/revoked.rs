@@ -10,6 +10,7 @@ use std::{
 use redis::Value;
 use switchback_common::{
     ConnectOptions, TaskId,
+    clock::Moment,
     envelope::AttemptError,
     store::{
         gate::GateStore,
@@ -28,13 +29,14 @@ const HOUR: Duration = Duration::from_secs(3_600);
 const LONG: Duration = Duration::from_secs(30);
 const LIMITS: &str = "sb:limits:{test:job}";
 
-/// One start: which job, its version, its attempt, and how often it was put off.
+/// One start: which job, its version, its attempt, how often it was put off, and when.
 #[derive(Debug, Clone)]
 struct Start {
     n: u64,
     version: String,
     attempt: u32,
     snoozes: u32,
+    at: Moment,
 }
 
 /// Handlers that follow the job's script: at its nth start they do its nth word, at every later one the last. `a:fail` waits
@@ -82,6 +84,7 @@ impl Bench {
                 version: ctx.version.to_string(),
                 attempt: ctx.attempt,
                 snoozes: ctx.snoozes,
+                at: ctx.started,
             });
             starts.iter().filter(|start| start.n == job.n).count() - 1
         };
@@ -526,6 +529,53 @@ async fn places_of_a_limit_are_given_back_once() {
         .filter(|row| row.2 == Ended::Done)
         .count();
     assert_eq!(done, 16);
+}
+
+// What was given a time by its key's rate has used it with its first start: the one that counts has a time of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rate_of_a_key_counts_revoked_starts() {
+    // With pushes the handler is told; without them its result is refused when it is settled.
+    for (policy, pushes) in [("cancel", true), ("revoke", true), ("revoke", false)] {
+        let scene = Scene::with(|config| config.pushes(pushes), |t| t).await;
+        scene.fixture.raw(&["HSET", LIMITS, "rate_per_key", "1/s+1"]).await;
+        eventually("the rate is in force", patience(LONG), async || {
+            let before = scene.bench.runs();
+            for n in [90, 91] {
+                scene.fixture.producer.enqueue(&job(n, "ok")).key("warm").await.unwrap();
+            }
+            scene.bench.started(before + 2).await;
+            let starts = scene.bench.starts.lock().unwrap();
+            starts[before + 1].at.since(starts[before].at) > Duration::from_millis(400)
+        })
+        .await;
+        let before = scene.bench.runs();
+        scene.fixture.producer.enqueue(&job(1, "ok")).key("k").await.unwrap();
+        scene
+            .fixture
+            .producer
+            .enqueue(&job(2, if pushes { "told:fail ok" } else { "a:fail ok" }))
+            .key("k")
+            .await
+            .unwrap();
+        scene.bench.started(before + 2).await;
+        let flip = ["HSET", "sb:gate:{test:job}", "only", "v1", "inflight", policy];
+        scene.fixture.raw(&flip).await;
+        GateStore::new(&scene.fixture.store, &scene.fixture.queue)
+            .seal()
+            .await
+            .unwrap();
+        if !pushes {
+            scene.bench.open("a");
+        }
+        scene.bench.started(before + 3).await;
+        let starts = scene.bench.starts.lock().unwrap()[before..].to_vec();
+        for pair in starts.windows(2) {
+            // A second apart, but for the way from the clock of Redis to the start: it was 35 ms.
+            let apart = pair[1].at.since(pair[0].at);
+            assert!(apart > Duration::from_millis(400), "{policy}: {apart:?} {starts:#?}");
+        }
+        assert_eq!(starts[2].version, "v1");
+    }
 }
 
 // A batch in which some results are revoked and others count: each has its own end, once, however many calls it takes.

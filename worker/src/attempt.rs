@@ -405,6 +405,7 @@ fn finish(session: &Session, task: &Claimed, begun: Begun<'_>, end: End) -> Outc
             recovered: envelope.recovered,
             key: session.blocks.fingerprint(envelope),
             placed: start.placed,
+            timed: envelope.slot.is_some(),
             ended,
             started: start.started,
             stopped,

@@ -292,6 +292,7 @@ mod tests {
             recovered: 0,
             key,
             placed: false,
+            timed: false,
             ended,
             started: STARTED,
             stopped: STARTED + Duration::from_millis(3),

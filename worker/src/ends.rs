@@ -40,10 +40,15 @@ pub(crate) fn kept(envelope: &Envelope) -> Vec<(&'static str, String)> {
 
 /// The same of a task whose attempt is over. Its id is given whether or not the entry carries one: it is the same.
 pub(crate) fn given_back(ran: &Ran) -> Vec<(&'static str, String)> {
-    vec![
+    let mut fields = vec![
         (field::ENQUEUED_AT, ran.enqueued_at_ms.to_string()),
         (field::ID, ran.task.to_string()),
-    ]
+    ];
+    if ran.timed {
+        // It has started, and the next start is given a time of its own.
+        fields.push((field::SLOT, String::new()));
+    }
+    fields
 }
 
 /// What a dead letter carries beside its own fields.
@@ -80,10 +85,13 @@ pub(crate) fn moved(task: &Claimed, to: usize) -> Outcome {
 /// A task whose attempt is not to count goes back as it was (P6): it was cut short by a shutdown, its mark was taken back,
 /// or its flip stopped or revoked it.
 pub(crate) fn released(task: &Claimed, ran: Option<Ran>) -> Outcome {
-    Outcome {
-        ran,
-        ..moved(task, back(&task.envelope))
+    let mut outcome = moved(task, back(&task.envelope));
+    if ran.as_ref().is_some_and(|ran| ran.timed)
+        && let Some((_, fields)) = &mut outcome.fate
+    {
+        fields.push((field::SLOT, String::new()));
     }
+    Outcome { ran, ..outcome }
 }
 
 fn without_attempt(session: &Session, task: &Claimed) -> Leaves<'static> {

@@ -51,6 +51,8 @@ pub(crate) struct Ran {
     pub(crate) key: Option<u64>,
     /// A pin or a target sent it to its version; only known while its block is counted.
     pub(crate) placed: bool,
+    /// The rate of its key had given it its time: used now, whether or not the attempt counts.
+    pub(crate) timed: bool,
     pub(crate) ended: Ended,
     pub(crate) started: Moment,
     pub(crate) stopped: Moment,
