@@ -64,6 +64,8 @@ pub(crate) struct DepthView {
     in_flight: u64,
     delayed: u64,
     dead: u64,
+    /// Of a newer format than this release knows.
+    newer: u64,
     streams: Vec<StreamView>,
 }
 
@@ -102,6 +104,7 @@ impl DepthView {
             in_flight: depth.in_flight(),
             delayed: depth.delayed,
             dead: depth.dead,
+            newer: depth.newer,
             streams,
         }
     }
@@ -226,8 +229,12 @@ async fn show(context: &Context, out: &mut Output, queue: &Queue) -> Result<(), 
     out.value(&view, |out| {
         let mut text = sheet(&heading(&view, now));
         let depth = &view.depth;
+        let newer = match depth.newer {
+            0 => String::new(),
+            n => format!(" · {n} of a newer format"),
+        };
         text.push_str(&format!(
-            "TASKS     {} waiting · {} in flight · {} delayed · {} dead\n\n",
+            "TASKS     {} waiting · {} in flight · {} delayed · {} dead{newer}\n\n",
             depth.waiting_words(),
             depth.in_flight,
             depth.delayed,
