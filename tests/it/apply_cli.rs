@@ -3,6 +3,10 @@
 use std::{process::Stdio, time::Duration};
 
 use serde_json::{Value, json};
+use switchback_common::store::{
+    limits::Put,
+    policy::{self, Policy},
+};
 use switchback_tests::{Link, Mode, eventually, patience};
 
 use crate::cli::{FAILED, Mail, OK, REFUSED};
@@ -115,4 +119,27 @@ async fn what_no_document_may_hold_is_said_when_it_is_exported_and_when_it_is_ap
         .exits(REFUSED)
         .tells("more than is kept");
     mail.shell.run("config revert --to 1 --dry-run").exits(OK);
+}
+
+/// The log says who changed a policy that is as long as one may be, and is not read as a whole for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn drift_finds_a_long_policy_behind_long_attempts() {
+    let mail = Mail::with_worker().await;
+    // Blanks make it long.
+    let json = format!(r#"{{"steps":[1,100]{}}}"#, " ".repeat(10_000));
+    let set = policy::set(&mail.store, &mail.queue, Policy::Rollout, "", &json, "bob", "");
+    assert_eq!(set.await.unwrap(), Put::Set);
+    let long = "x".repeat(60_000);
+    for _ in 0..200 {
+        let xadd = ["XADD", "sb:log:{shop:mail}", "*", "kind", "settled", "attempts", &long];
+        mail.server.cli(&xadd).await;
+    }
+    let link = Link::to(mail.server.port()).await;
+    mail.save("doc.toml", "[queues.mail.rollout]\nsteps = [5, 100]\n");
+    let mut far = mail.shell.command(&["config", "drift", "doc.toml", "-o", "json"]);
+    far.env("SWITCHBACK_REDIS_URL", mail.server.url_through(link.port()));
+    let drift = crate::cli::finish(&mut far).exits(OK).json();
+    assert_eq!(drift["drift"][0]["who"]["by"], json!("bob"), "{drift}");
+    let cost = link.counters().reply_bytes;
+    assert!(cost < 1024 * 1024, "{cost} bytes");
 }

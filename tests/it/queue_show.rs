@@ -47,3 +47,16 @@ async fn tasks_of_a_newer_format_are_shown() {
         .says("0 dead · 3 of a newer format");
     mail.shell.run("queue ls").exits(OK).says("newer format");
 }
+
+// P8: a person who wrote SET for HSET has said nothing, and stops nobody.
+#[tokio::test]
+async fn a_policy_of_another_type_is_said_and_stops_no_rollout() {
+    let mail = Mail::with_worker().await;
+    mail.server.cli(&["SET", "sb:policy:{shop:mail}", "x"]).await;
+    assert!(
+        mail.hints()
+            .iter()
+            .any(|(code, text)| code == "bad_policy" && text.contains("not a hash"))
+    );
+    mail.shell.run("rollout start mail --to v2 --dry-run").exits(OK);
+}

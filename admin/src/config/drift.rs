@@ -26,7 +26,7 @@ use crate::{
 /// How far back the history of a gate is searched.
 const HISTORY: usize = 1_000;
 /// And the log of a queue.
-const LOG: usize = 10_000;
+const LOG: u64 = 10_000;
 
 /// Who changed a field last.
 #[derive(Debug, Serialize)]
