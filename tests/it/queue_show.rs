@@ -60,3 +60,27 @@ async fn a_policy_of_another_type_is_said_and_stops_no_rollout() {
     );
     mail.shell.run("rollout start mail --to v2 --dry-run").exits(OK);
 }
+
+#[tokio::test]
+async fn a_cancellation_says_whose_it_was() {
+    let mail = Mail::with_worker().await;
+    let enqueue = [
+        "task",
+        "enqueue",
+        "mail",
+        "--payload",
+        "{}",
+        "--delay",
+        "1h",
+        "-o",
+        "json",
+    ];
+    let id = mail.shell.args(&enqueue).exits(OK).json()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let mut command = mail.shell.command(&["task", "cancel", "mail", &id]);
+    crate::cli::finish(command.env_remove("USER").env("LOGNAME", "bob")).exits(OK);
+    let log = mail.shell.json("queue log mail --kind cancel");
+    assert_eq!(log[0]["by"], json!("bob"), "{log}");
+}
