@@ -15,7 +15,6 @@ use switchback_gates::{
 use crate::{
     config::rollout::rollout_of,
     text::{ago, count, plain},
-    view::{has, is_live},
 };
 
 /// How loud a hint is.
@@ -181,7 +180,7 @@ fn of_rollout(facts: &Facts<'_>, out: &mut Vec<Hint>) {
 }
 
 fn of_workers(facts: &Facts<'_>, out: &mut Vec<Hint>) {
-    let live: Vec<&SessionInfo> = facts.sessions.iter().filter(|s| is_live(s)).collect();
+    let live: Vec<&SessionInfo> = facts.sessions.iter().filter(|s| s.is_live()).collect();
     let lost = facts.sessions.len() - live.len();
     if lost > 0 {
         out.push(Hint {
@@ -203,7 +202,7 @@ fn of_workers(facts: &Facts<'_>, out: &mut Vec<Hint>) {
     }
     let Some(shown) = facts.shown else { return };
     for version in shown.gate.reachable() {
-        if !live.iter().any(|s| has(s, &version)) {
+        if !live.iter().any(|s| s.has(&version)) {
             out.push(Hint {
                 level: Level::Critical,
                 code: "no_worker_for_version",
@@ -237,7 +236,7 @@ fn of_breakers(facts: &Facts<'_>, live: &[&SessionInfo], out: &mut Vec<Hint>) {
     let versions: BTreeSet<&Version> = live.iter().flat_map(|s| &s.open).collect();
     for version in versions {
         let held = live.iter().filter(|s| s.open.contains(version)).count();
-        let having = live.iter().filter(|s| has(s, version)).count();
+        let having = live.iter().filter(|s| s.has(version)).count();
         let routed = facts.shown.is_some_and(|shown| shown.gate.reaches(version));
         out.push(Hint {
             level: match (routed, held < having) {
@@ -299,7 +298,7 @@ fn of_depth(facts: &Facts<'_>, depth: &QueueDepth, out: &mut Vec<Hint>) {
     }
     for (version, lane) in &depth.lanes {
         let waiting = lane.waiting();
-        if waiting == 0 || facts.sessions.iter().any(|s| is_live(s) && has(s, version)) {
+        if waiting == 0 || facts.sessions.iter().any(|s| s.is_live() && s.has(version)) {
             continue;
         }
         let parked = format!("{} parked in the lane of {version}", count(waiting, "task"));

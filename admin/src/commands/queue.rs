@@ -24,7 +24,7 @@ use crate::{
     hints::{Facts, Hint, Level, hints},
     output::{Output, sheet, table, tell},
     text::count,
-    view::{Made, VersionView, is_live, names, versions, words},
+    view::{Made, VersionView, names, versions, words},
 };
 
 /// Queues looked at at once.
@@ -141,7 +141,7 @@ pub(crate) async fn look(context: &Context, queue: &Queue, now_us: u64) -> Resul
         history: &history,
         now_us,
     });
-    let live = sessions.iter().filter(|s| is_live(s));
+    let live = sessions.iter().filter(|s| s.is_live());
     let confirmed = shown.as_ref().map_or(0, |g| {
         live.clone().filter(|s| s.rev.is_some_and(|rev| rev >= g.rev)).count()
     });
