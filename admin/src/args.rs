@@ -123,13 +123,14 @@ JSON: [{queue, namespace, task_type, rev|null, gate|null, waiting, waiting_is_lo
     /// Show one queue: what lies where, its gate, its workers, and what needs attention.
     #[command(after_long_help = "\
 JSON: {queue, namespace, task_type, rev|null, gate|null, changed|null,
-  depth: {waiting, waiting_is_lower_bound, in_flight, delayed, dead,
+  depth: {waiting, waiting_is_lower_bound, in_flight, delayed, dead, newer,
           streams: [{name: main|head|high|low|suspect|lane:VERSION, waiting|null, in_flight, group}]},
   versions: [{version, routed, live_workers, running}], live_workers, confirmed,
   hints: [{level: critical|warning|info, code, text}]}
 Hint codes: no_gate, no_group, regressed, paused, no_workers, no_worker_for_version, parked, lost_sessions,
   unconfirmed, edit_refused, suspects, dead_letters, dead_limit, queue_full, bad_limits, bad_policy, breaker_open,
-  rollout_running, rollout_held, rollback_by_guard")]
+  newer_format, rollout_running, rollout_held, rollout_overruled, rollback_by_guard
+newer: tasks of a newer format than this release knows, left for workers that know it.")]
     Show {
         #[arg(value_name = "TYPE")]
         task_type: TaskType,

@@ -5,13 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use switchback_common::{
     Queue, Version,
-    store::{
-        gate::HistoryEntry,
-        inspect::{GroupInfo, QueueDepth},
-        limits::Limits,
-        policy::Policies,
-        session::SessionInfo,
-    },
+    store::{gate::HistoryEntry, inspect::QueueDepth, limits::Limits, policy::Policies, session::SessionInfo},
 };
 use switchback_gates::{
     admin::Shown,
@@ -21,7 +15,6 @@ use switchback_gates::{
 use crate::{
     config::rollout::rollout_of,
     text::{ago, count, plain},
-    view::{has, is_live},
 };
 
 /// How loud a hint is.
@@ -187,7 +180,7 @@ fn of_rollout(facts: &Facts<'_>, out: &mut Vec<Hint>) {
 }
 
 fn of_workers(facts: &Facts<'_>, out: &mut Vec<Hint>) {
-    let live: Vec<&SessionInfo> = facts.sessions.iter().filter(|s| is_live(s)).collect();
+    let live: Vec<&SessionInfo> = facts.sessions.iter().filter(|s| s.is_live()).collect();
     let lost = facts.sessions.len() - live.len();
     if lost > 0 {
         out.push(Hint {
@@ -209,7 +202,7 @@ fn of_workers(facts: &Facts<'_>, out: &mut Vec<Hint>) {
     }
     let Some(shown) = facts.shown else { return };
     for version in shown.gate.reachable() {
-        if !live.iter().any(|s| has(s, &version)) {
+        if !live.iter().any(|s| s.has(&version)) {
             out.push(Hint {
                 level: Level::Critical,
                 code: "no_worker_for_version",
@@ -243,7 +236,7 @@ fn of_breakers(facts: &Facts<'_>, live: &[&SessionInfo], out: &mut Vec<Hint>) {
     let versions: BTreeSet<&Version> = live.iter().flat_map(|s| &s.open).collect();
     for version in versions {
         let held = live.iter().filter(|s| s.open.contains(version)).count();
-        let having = live.iter().filter(|s| has(s, version)).count();
+        let having = live.iter().filter(|s| s.has(version)).count();
         let routed = facts.shown.is_some_and(|shown| shown.gate.reaches(version));
         out.push(Hint {
             level: match (routed, held < having) {
@@ -265,30 +258,47 @@ fn of_breakers(facts: &Facts<'_>, live: &[&SessionInfo], out: &mut Vec<Hint>) {
 fn of_depth(facts: &Facts<'_>, depth: &QueueDepth, out: &mut Vec<Hint>) {
     let task_type = &facts.queue.task_type;
     if facts.shown.is_some() {
-        let lanes = depth.lanes.iter().map(|(v, g)| (format!("lane {v}"), g));
-        let streams = [
-            ("main stream".to_owned(), &depth.main),
-            ("head stream".to_owned(), &depth.head),
-            ("suspect stream".to_owned(), &depth.suspect),
+        // Made when a worker joins, so that without a group nothing is claimed; the others when somebody needs them, or by
+        // a release that knows them: an empty one without is no loss.
+        let ever = [("main stream", &depth.main), ("head stream", &depth.head)];
+        let used = [
+            ("stream of high priority", &depth.high),
+            ("stream of low priority", &depth.low),
+            ("suspect stream", &depth.suspect),
         ];
-        for (name, _) in streams
+        let lanes = depth.lanes.iter().map(|(v, g)| (format!("lane {v}"), g));
+        let used = used
+            .map(|(name, group)| (name.to_owned(), group))
             .into_iter()
-            .chain(lanes)
-            .filter(|(name, g)| is_groupless(name, g))
-        {
-            out.push(Hint {
-                level: Level::Critical,
-                code: "no_group",
-                text: format!(
-                    "NOGROUP: the {name} has lost its consumer group `workers`: its tasks are held. A person decides where to \
-                     go on: XGROUP CREATE … workers 0 runs retained tasks again, $ skips what waits"
-                ),
-            });
-        }
+            .chain(lanes);
+        let names = ever
+            .map(|(name, group)| (name.to_owned(), group))
+            .into_iter()
+            .chain(used.filter(|(_, group)| group.length > 0))
+            .filter(|(_, group)| !group.exists)
+            .map(|(name, _)| name);
+        out.extend(names.map(|name| Hint {
+            level: Level::Critical,
+            code: "no_group",
+            text: format!(
+                "NOGROUP: the {name} has lost its consumer group `workers`: its tasks are held. A person decides where to \
+                 go on: XGROUP CREATE … workers 0 runs retained tasks again, $ skips what waits"
+            ),
+        }));
+    }
+    if depth.newer > 0 {
+        out.push(Hint {
+            level: Level::Warning,
+            code: "newer_format",
+            text: format!(
+                "{} of a newer format than this release knows: kept aside, whole, until a worker of a release that knows it joins",
+                count(depth.newer, "task")
+            ),
+        });
     }
     for (version, lane) in &depth.lanes {
         let waiting = lane.waiting();
-        if waiting == 0 || facts.sessions.iter().any(|s| is_live(s) && has(s, version)) {
+        if waiting == 0 || facts.sessions.iter().any(|s| s.is_live() && s.has(version)) {
             continue;
         }
         let parked = format!("{} parked in the lane of {version}", count(waiting, "task"));
@@ -381,14 +391,10 @@ fn fields(json: &str) -> String {
     words.join(" ")
 }
 
-/// A lane is made with its group when its version joins, the suspects' stream by a release that knows it; an empty one
-/// without is no loss.
-fn is_groupless(name: &str, group: &GroupInfo) -> bool {
-    !group.exists && (group.length > 0 || !name.starts_with("lane") && !name.starts_with("suspect"))
-}
-
 #[cfg(test)]
 mod tests {
+    use switchback_common::store::inspect::GroupInfo;
+
     use super::*;
 
     #[test]
@@ -407,5 +413,80 @@ mod tests {
         };
         let codes: Vec<_> = hints(&facts).into_iter().map(|h| h.code).collect();
         assert_eq!(codes, ["no_gate", "no_workers"]);
+    }
+
+    /// Whoever scripts against the codes finds all of them in the help.
+    #[test]
+    fn the_help_names_every_code() {
+        use clap::CommandFactory as _;
+        let mut command = crate::args::Cli::command();
+        let queue = command.find_subcommand_mut("queue").unwrap();
+        let help = queue
+            .find_subcommand_mut("show")
+            .unwrap()
+            .render_long_help()
+            .to_string();
+        let product = include_str!("hints.rs").split("#[cfg(test)]").next().unwrap();
+        let is_code = |word: &&str| {
+            word.contains('_') && *word != "snake_case" && word.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+        };
+        let missing: Vec<&str> = product
+            .split('"')
+            .filter(is_code)
+            .filter(|code| !help.contains(code))
+            .collect();
+        assert_eq!(missing, [""; 0]);
+    }
+
+    #[test]
+    fn every_stream_that_lost_its_group_is_named() {
+        let queue = Queue::new("shop".parse().unwrap(), "mail".parse().unwrap());
+        let shown = Shown {
+            rev: 1,
+            gate: switchback_gates::Gate::new("v1".parse().unwrap()),
+        };
+        let there = GroupInfo {
+            exists: true,
+            ..GroupInfo::default()
+        };
+        let lost = GroupInfo {
+            length: 1,
+            ..GroupInfo::default()
+        };
+        let named = |depth: &QueueDepth| -> Vec<String> {
+            let facts = Facts {
+                queue: &queue,
+                shown: Some(&shown),
+                sessions: &[],
+                depth: Some(depth),
+                limits: &Limits::default(),
+                policies: &Policies::default(),
+                rollout: None,
+                history: &[],
+                now_us: 0,
+            };
+            let found = hints(&facts).into_iter().filter(|hint| hint.code == "no_group");
+            found.map(|hint| hint.text).collect()
+        };
+        let all = QueueDepth {
+            main: there,
+            head: there,
+            ..QueueDepth::default()
+        };
+        assert_eq!(named(&all), [""; 0], "what was never used needs none");
+        type Pick = fn(&mut QueueDepth) -> &mut GroupInfo;
+        let streams: [(&str, Pick); 5] = [
+            ("main stream", |depth| &mut depth.main),
+            ("head stream", |depth| &mut depth.head),
+            ("stream of high priority", |depth| &mut depth.high),
+            ("stream of low priority", |depth| &mut depth.low),
+            ("suspect stream", |depth| &mut depth.suspect),
+        ];
+        for (name, pick) in streams {
+            let mut depth = all.clone();
+            *pick(&mut depth) = lost;
+            let found = named(&depth);
+            assert!(found.len() == 1 && found[0].contains(name), "{name}: {found:?}");
+        }
     }
 }

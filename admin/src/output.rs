@@ -67,11 +67,18 @@ impl Output {
     ) -> Result<(), Failure> {
         let text = match self.format {
             Format::Table => table(self),
-            Format::Json => json(value, true)?,
-            Format::Jsonl => json(value, false)?,
-            Format::Yaml => yaml(value)?,
+            _ => self.render(value)?,
         };
         Ok(self.text(&text)?)
+    }
+
+    /// A value as it is written to scripts.
+    pub(crate) fn render<T: Serialize>(&self, value: &T) -> Result<String, Failure> {
+        match self.format {
+            Format::Json => json(value, true),
+            Format::Table | Format::Jsonl => json(value, false),
+            Format::Yaml => yaml(value),
+        }
     }
 
     /// Writes a list.

@@ -10,7 +10,7 @@ use switchback_common::{
 };
 use switchback_gates::{Gate, Share};
 
-use crate::text::{count, plain, rfc3339};
+use crate::text::{ago, count, plain, rfc3339};
 
 /// The gate in a few words: `v1 only`, or `v1, v2 at 25 %, 3 pins, 1 target, paused`.
 pub(crate) fn words(gate: &Gate) -> String {
@@ -45,6 +45,19 @@ pub(crate) struct Made {
     pub(crate) inflight: String,
 }
 
+/// `3 m ago by alice (cli): bounces doubled`; `source` as it is to be read.
+pub(crate) fn made(now_us: u64, at_us: u64, by: &str, source: &str, why: &str) -> String {
+    let by = match by {
+        "" => String::new(),
+        by => format!(" by {}", plain(by)),
+    };
+    let why = match why {
+        "" => String::new(),
+        why => format!(": {}", plain(why)),
+    };
+    format!("{}{by} {source}{why}", ago(now_us, at_us))
+}
+
 /// What became of what ran on withdrawn versions.
 pub(crate) fn policy(entry: &HistoryEntry) -> &str {
     match entry.inflight.as_str() {
@@ -67,34 +80,12 @@ impl Made {
 
     /// `3 m ago by alice (cli): bounces doubled`
     pub(crate) fn words(&self, now_us: u64) -> String {
-        let mut out = crate::text::ago(now_us, self.at_us);
-        if !self.by.is_empty() {
-            out.push_str(&format!(" by {}", plain(&self.by)));
-        }
-        out.push_str(&format!(" ({})", plain(&self.source)));
-        if self.inflight != "finish" {
-            out.push_str(&format!(", {} what ran", plain(&self.inflight)));
-        }
-        if !self.why.is_empty() {
-            out.push_str(&format!(": {}", plain(&self.why)));
-        }
-        out
+        let source = match self.inflight.as_str() {
+            "finish" => format!("({})", plain(&self.source)),
+            policy => format!("({}), {} what ran", plain(&self.source), plain(policy)),
+        };
+        made(now_us, self.at_us, &self.by, &source, &self.why)
     }
-}
-
-/// Whether a session may still start something.
-pub(crate) fn is_live(session: &SessionInfo) -> bool {
-    session.lease.is_some() && !session.reaping
-}
-
-/// Attempts running per version, as the session published them.
-pub(crate) fn running(session: &SessionInfo) -> BTreeMap<Version, u64> {
-    serde_json::from_str(&session.running).unwrap_or_default()
-}
-
-/// Whether the session has this version.
-pub(crate) fn has(session: &SessionInfo, version: &Version) -> bool {
-    session.record.as_ref().is_some_and(|r| r.versions.contains(version))
 }
 
 /// `host/pid`, as far as it is known.
@@ -119,7 +110,7 @@ pub(crate) struct VersionView {
 
 /// Every version that is known, routed to, or at work.
 pub(crate) fn versions(known: &[Version], gate: Option<&Gate>, sessions: &[SessionInfo]) -> Vec<VersionView> {
-    let live: Vec<&SessionInfo> = sessions.iter().filter(|s| is_live(s)).collect();
+    let live: Vec<&SessionInfo> = sessions.iter().filter(|s| s.is_live()).collect();
     let mut all: Vec<Version> = known.to_vec();
     all.extend(gate.into_iter().flat_map(Gate::reachable));
     all.extend(
@@ -127,14 +118,14 @@ pub(crate) fn versions(known: &[Version], gate: Option<&Gate>, sessions: &[Sessi
             .filter_map(|s| s.record.as_ref())
             .flat_map(|r| r.versions.clone()),
     );
-    all.extend(live.iter().flat_map(|s| running(s).into_keys()));
+    all.extend(live.iter().flat_map(|s| s.running().into_keys()));
     all.sort();
     all.dedup();
     all.into_iter()
         .map(|version| VersionView {
             routed: gate.is_some_and(|g| g.reaches(&version)),
-            live_workers: live.iter().filter(|s| has(s, &version)).count(),
-            running: live.iter().filter_map(|s| running(s).get(&version).copied()).sum(),
+            live_workers: live.iter().filter(|s| s.has(&version)).count(),
+            running: live.iter().filter_map(|s| s.running().get(&version).copied()).sum(),
             share: gate.map_or_else(String::new, |g| share(g, &version)),
             version,
         })
@@ -201,7 +192,7 @@ pub(crate) fn error_lines(errors: &[ErrorView], now_us: u64) -> String {
         format!(
             "  {number} {} {}: {}\n",
             plain(&e.version),
-            crate::text::ago(now_us, e.at_us),
+            ago(now_us, e.at_us),
             plain(&e.error)
         )
     };

@@ -1,6 +1,6 @@
 //! Gates for operators: look, change, roll back, wait until everyone obeys.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 use switchback_common::{
@@ -164,7 +164,7 @@ impl Gates {
     /// When Redis does not answer.
     pub async fn live_sessions(&self, queue: &Queue) -> Result<Vec<SessionInfo>, GateError> {
         let sessions = SessionStore::new(&self.store, queue).list().await?;
-        Ok(sessions.into_iter().filter(is_live).collect())
+        Ok(sessions.into_iter().filter(SessionInfo::is_live).collect())
     }
 
     /// Every version that a worker ever registered.
@@ -184,7 +184,12 @@ impl Gates {
         let began = Moment::now();
         let mut pause = Duration::from_millis(1);
         loop {
-            let live: Vec<SessionInfo> = sessions.list().await?.into_iter().filter(is_live).collect();
+            let live: Vec<SessionInfo> = sessions
+                .list()
+                .await?
+                .into_iter()
+                .filter(SessionInfo::is_live)
+                .collect();
             let (confirmed, missing): (Vec<_>, Vec<_>) =
                 live.into_iter().partition(|s| s.rev.is_some_and(|seen| seen >= rev));
             let took = began.elapsed();
@@ -235,19 +240,10 @@ impl Gates {
     }
 }
 
-/// Whether a session may still start something.
-fn is_live(session: &SessionInfo) -> bool {
-    session.lease.is_some() && !session.reaping
-}
-
 fn sum_running(sessions: &[SessionInfo]) -> Vec<(Version, u64)> {
-    let mut sum = std::collections::BTreeMap::<Version, u64>::new();
-    for session in sessions {
-        let running: std::collections::BTreeMap<Version, u64> =
-            serde_json::from_str(&session.running).unwrap_or_default();
-        for (version, n) in running {
-            *sum.entry(version).or_default() += n;
-        }
+    let mut sum = BTreeMap::<Version, u64>::new();
+    for (version, n) in sessions.iter().flat_map(SessionInfo::running) {
+        *sum.entry(version).or_default() += n;
     }
     sum.into_iter().filter(|(_, n)| *n > 0).collect()
 }

@@ -3,7 +3,7 @@
 //! What a session publishes with a revision is an upper bound from then on: it starts nothing more on what that revision
 //! withdrew. Of a session that has not said that it obeys, or whose lease ran out before it did, nobody knows.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::Serialize;
 use switchback_common::{SessionId, Version, store::session::SessionInfo};
@@ -43,13 +43,12 @@ pub fn left(sessions: &[SessionInfo], rev: u64, goes_on: impl Fn(&Version) -> bo
     let mut out = Vec::new();
     for session in sessions {
         let obeys = session.rev.is_some_and(|seen| seen >= rev);
-        let state = match session.lease {
-            Some(_) if session.reaping => State::Lost,
-            None => State::Lost,
-            Some(_) if obeys => State::Running,
-            Some(_) => State::Unconfirmed,
+        let state = match (session.is_live(), obeys) {
+            (false, _) => State::Lost,
+            (true, true) => State::Running,
+            (true, false) => State::Unconfirmed,
         };
-        let said: BTreeMap<Version, u64> = serde_json::from_str(&session.running).unwrap_or_default();
+        let said = session.running();
         let has = session.record.iter().flat_map(|record| &record.versions);
         let versions: BTreeSet<&Version> = match obeys {
             true => said

@@ -11,7 +11,7 @@ const PRODUCT: &[(&str, &[&str])] = &[
     ("gates", &["common"]),
     ("producer", &["common"]),
     ("worker", &["common", "gates"]),
-    ("admin", &["common", "gates", "producer", "worker"]),
+    ("admin", &["common", "gates", "producer"]),
 ];
 
 /// Crates that nothing of the product is built from; they may use anything.

@@ -327,8 +327,10 @@ async fn documents_that_cannot_be_understood_change_nothing_and_say_where() {
         .run("config apply huge.toml")
         .exits(USAGE)
         .tells("longer than 1048576 bytes");
-    let many: String = (0..1_001).map(|n| format!("[queues.q{n}]\n")).collect();
-    mail.on(&many, "apply doc.toml").exits(USAGE).tells("the limit is 1000");
+    let many: String = (0..10_001).map(|n| format!("[queues.q{n}]\n")).collect();
+    mail.on(&many, "apply doc.toml")
+        .exits(USAGE)
+        .tells("the limit is 10000");
     mail.shell
         .run("config apply none.toml")
         .exits(USAGE)

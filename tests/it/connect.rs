@@ -160,7 +160,7 @@ async fn a_server_that_loads_is_told_from_one_that_is_broken() {
     server.cli(&["CONFIG", "SET", "key-load-delay", "1000"]).await;
     let store = store(server.url());
     let gate = GateStore::new(&store, &queue());
-    gate.versions().await.unwrap();
+    gate.history(None, 1).await.unwrap();
 
     let mut reload = server.connection().await;
     let mut background = JoinSet::new();
@@ -171,7 +171,7 @@ async fn a_server_that_loads_is_told_from_one_that_is_broken() {
     .await;
     assert!(matches!(error, StoreError::Loading { .. }), "{error:?}");
     assert!(error.is_transient() && error.is_unreachable());
-    for error in [gate.versions().await.err(), gate.seal().await.err()] {
+    for error in [gate.history(None, 1).await.err(), gate.seal().await.err()] {
         assert!(matches!(error, Some(StoreError::Loading { .. })), "{error:?}");
     }
     server.cli(&["CONFIG", "SET", "key-load-delay", "0"]).await;

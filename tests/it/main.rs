@@ -24,6 +24,7 @@ mod limits;
 mod moves;
 mod pool;
 mod queue;
+mod queue_show;
 mod readiness;
 mod revoked;
 mod rollback_cli;

@@ -6,6 +6,7 @@ use switchback_common::{
     SessionId,
     store::{
         gate::Found,
+        inspect,
         keyspace::Key,
         session::{Joined, Lives, Reaped},
     },
@@ -22,7 +23,7 @@ async fn joining_registers_versions_groups_record_lease_and_queue() {
     for stream in [q.key(Key::Stream), q.key(Key::Head), q.lane("v1"), q.lane("v3")] {
         assert_eq!(q.pending(&stream).await, 0, "a group on {stream}");
     }
-    let versions = q.gate.versions().await.unwrap();
+    let versions = inspect::versions(&q.store, &q.queue).await.unwrap();
     assert_eq!(versions.len(), 3);
     let found = &q.sessions.list().await.unwrap()[0];
     assert_eq!((&found.id, found.reaping, found.rev), (&q.session, false, None));

@@ -9,10 +9,10 @@ use switchback_common::store::{
 };
 use switchback_tests::{eventually, patience};
 
-use crate::fixture::{Fixture, Seen};
+use crate::fixture::{Fixture, Seen, dead_letters};
 
 async fn dead(fixture: &Fixture) -> Vec<(String, String, String)> {
-    let entries = inspect::dead(&fixture.store, &fixture.queue, None, 100).await.unwrap();
+    let entries = dead_letters(&fixture.store, &fixture.queue).await;
     entries
         .into_iter()
         .map(|e| {

@@ -9,12 +9,12 @@ use switchback_common::{
 };
 use switchback_tests::{eventually, patience};
 
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, dead_letters};
 
 const STREAM: &str = "sb:stream:{test:job}";
 
 async fn dead(fixture: &Fixture) -> Vec<Fields> {
-    let entries = inspect::dead(&fixture.store, &fixture.queue, None, 100).await.unwrap();
+    let entries = dead_letters(&fixture.store, &fixture.queue).await;
     entries.into_iter().map(|e| e.fields.unwrap()).collect()
 }
 

@@ -11,7 +11,6 @@ use redis::Value;
 use switchback_common::{
     clock::Moment,
     store::{
-        inspect,
         log::{self, Ended},
         reply::{Entry, field_text},
     },
@@ -23,7 +22,10 @@ use switchback_gates::{
 };
 use switchback_tests::{Flip, Link, Mode, Process, eventually, patience};
 
-use crate::rollout::{LONG, Pools, assert_each_step_once, begin, record, store};
+use crate::{
+    fixture::dead_letters,
+    rollout::{LONG, Pools, assert_each_step_once, begin, record, store},
+};
 
 const WORKERS: usize = 4;
 const START_TTL: Duration = Duration::from_millis(250);
@@ -232,9 +234,7 @@ async fn assert_kept(deaths: &Deaths) {
     for group in &groups {
         assert!(revisions.late(group).is_empty(), "{group:?}");
     }
-    let dead = inspect::dead(&fixture.store, &fixture.queue, None, 1_000)
-        .await
-        .unwrap();
+    let dead = dead_letters(&fixture.store, &fixture.queue).await;
     let of = |entry: &Entry, name: &str| field_text(entry.fields.as_ref().unwrap(), name);
     assert!(
         dead.iter().all(|entry| of(entry, "dead_reason") == "poison"),

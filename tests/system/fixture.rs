@@ -13,8 +13,10 @@ use serde::{Deserialize, Serialize};
 use switchback_common::{
     ConnectOptions, Queue, Store, Task,
     store::{
+        dead::{DeadStore, Order},
         gate::{ChangeRequest, Changed},
         inspect::{self, QueueDepth},
+        reply::Entry,
     },
 };
 use switchback_gates::{Gates, admin::operation_id};
@@ -230,5 +232,21 @@ impl Fixture {
 
     pub async fn raw(&self, args: &[&str]) -> Value {
         self.server.cli(args).await
+    }
+}
+
+/// The dead letters of a queue, whole, newest first.
+pub async fn dead_letters(store: &Store, queue: &Queue) -> Vec<Entry> {
+    let dead = DeadStore::new(store, queue);
+    let (mut out, mut after) = (Vec::new(), None);
+    loop {
+        let page = dead.scan(after, None, Order::NewestFirst, 500).await.unwrap();
+        for letter in page.letters {
+            out.extend(dead.get(letter.entry).await.unwrap());
+        }
+        after = page.last;
+        if after.is_none() {
+            return out;
+        }
     }
 }

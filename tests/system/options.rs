@@ -11,7 +11,7 @@ use switchback_common::store::{
 use switchback_producer::{EnqueueError, IfTaken, Priority};
 use switchback_tests::{eventually, patience};
 
-use crate::fixture::{Fixture, Job, Seen};
+use crate::fixture::{Fixture, Job, Seen, dead_letters};
 
 fn job(n: u64) -> Job {
     Job { n, then: String::new() }
@@ -167,7 +167,7 @@ async fn a_retried_task_keeps_its_priority_and_its_deadline() {
         .unwrap();
     fixture.drained().await;
     assert_eq!(seen.all().len(), 3);
-    let dead = inspect::dead(&fixture.store, &fixture.queue, None, 10).await.unwrap();
+    let dead = dead_letters(&fixture.store, &fixture.queue).await;
     let fields = dead[0].fields.as_ref().unwrap();
     assert_eq!(field_text(fields, "priority"), "high");
     assert_eq!(field_text(fields, "expires"), "+3600000");
@@ -306,7 +306,7 @@ async fn an_expired_task_does_not_start_and_is_a_dead_letter() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     let (_stop, seen) = fixture.simple(&["v1"]).await;
     assert_eq!(order(&fixture, &seen).await, [2]);
-    let dead = inspect::dead(&fixture.store, &fixture.queue, None, 10).await.unwrap();
+    let dead = dead_letters(&fixture.store, &fixture.queue).await;
     let reasons: Vec<String> = dead
         .iter()
         .map(|e| field_text(e.fields.as_ref().unwrap(), "dead_reason"))

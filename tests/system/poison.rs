@@ -11,7 +11,7 @@ use switchback_common::{
 };
 use switchback_tests::{Process, eventually, patience};
 
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, dead_letters};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -92,9 +92,7 @@ impl Pool {
     }
 
     async fn dead(&self, queue: &str) -> Vec<Entry> {
-        inspect::dead(&self.fixture.store, &named(queue), None, 100)
-            .await
-            .unwrap()
+        dead_letters(&self.fixture.store, &named(queue)).await
     }
 
     async fn add(&self, stream: &str, n: u64, rest: &str, fields: &[&str]) {

@@ -23,7 +23,7 @@ use switchback_producer::{Cancelled, EnqueueError, IfTaken, Progress, Waited};
 use switchback_tests::{Link, Mode, eventually, patience};
 use switchback_worker::{CancellationToken, Context, TaskError, TaskSpec, WorkerConfig};
 
-use crate::fixture::{Fixture, Job};
+use crate::fixture::{Fixture, Job, dead_letters};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const LONG: Duration = Duration::from_secs(30);
@@ -323,9 +323,7 @@ async fn revoked_failures_burn_no_attempt_and_bury_nothing() {
     scene.revoke("v1").await;
     assert_eq!(scene.wait(&dead).await, Waited::Dead("failed on v1".to_owned()));
     assert_eq!(scene.bench.of(2), ran(&[("v2", 1), ("v2", 2), ("v1", 2), ("v1", 3)]));
-    let letters = inspect::dead(&scene.fixture.store, &scene.fixture.queue, None, 10)
-        .await
-        .unwrap();
+    let letters = dead_letters(&scene.fixture.store, &scene.fixture.queue).await;
     assert_eq!(letters.len(), 1);
     let text = |name: &str| field_text(letters[0].fields.as_ref().unwrap(), name);
     let errors: Vec<AttemptError> = serde_json::from_str(&text("errors")).unwrap();

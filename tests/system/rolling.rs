@@ -12,7 +12,7 @@ use switchback_common::{
     ConnectOptions, Queue, Store, Task,
     store::{
         gate::{ChangeRequest, GateStore},
-        inspect, log,
+        log,
         reply::field_text,
         session::SessionStore,
     },
@@ -22,7 +22,7 @@ use switchback_tests::{RedisServer, eventually, patience};
 use switchback_worker::{CancellationToken, Context, TaskError, Worker, WorkerConfig};
 use tokio::task::JoinSet;
 
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, dead_letters};
 
 /// What the corpus is made of.
 #[derive(Serialize, Deserialize)]
@@ -121,7 +121,7 @@ async fn workers_go_on_from_what_the_release_before_left() {
     let attempts: Vec<_> = log.iter().flat_map(|entry| &entry.attempts).collect();
     assert!(attempts.iter().map(|group| group.tasks.len()).sum::<usize>() >= 11 + expected.len());
     assert!(attempts.iter().all(|group| revisions.late(group).is_empty()));
-    let dead = inspect::dead(&store, &queue, None, 100).await.unwrap();
+    let dead = dead_letters(&store, &queue).await;
     let reasons: Vec<String> = dead
         .iter()
         .map(|entry| field_text(entry.fields.as_ref().unwrap(), "dead_reason"))
@@ -157,7 +157,7 @@ async fn fields_of_a_newer_release_survive_a_trip_through_this_one() {
         .await;
     fixture.drained().await;
     assert_eq!(seen.all().len(), 3, "retried twice");
-    let dead = inspect::dead(&fixture.store, &fixture.queue, None, 10).await.unwrap();
+    let dead = dead_letters(&fixture.store, &fixture.queue).await;
     let fields = dead[0].fields.as_ref().unwrap();
     assert_eq!(field_text(fields, "colour"), "green");
     assert_eq!(field_text(fields, "\u{1F389}"), "\r\n");

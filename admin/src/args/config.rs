@@ -15,7 +15,8 @@ The document, TOML, YAML or JSON by the ending of its name; unknown keys are err
                                 targets (table: \"header:value\" = version), paused
   [queues.TYPE.limits]          dead, waiting, concurrency, rate, rate_per_key: as in `queue limits`
   [queues.TYPE.retry]           max_attempts, first, longest (\"2s\", \"30m\"): in place of what the code says
-  [queues.TYPE.rollout]         steps, bake, min_samples, watch, inflight, guard: how rollouts go by default
+  [queues.TYPE.rollout]         steps, bake, min_samples, extend, watch, inflight, min_workers, guard (a table): how
+                                rollouts go by default
   [queues.TYPE.schedules.NAME]  cron, time_zone, missed, paused, key, payload (a value) or payload_json (JSON text)
 A queue or a section that is not there is left alone, as is a field of the gate. Any other section that is there is all
 there is: limits, retry and rollout fields that it does not name go back to their defaults, schedules that it does not
@@ -32,7 +33,8 @@ Problem codes: those of `gate check`, no_queue, tasks_in_lane, queue_full, dead_
 pub(crate) enum ConfigVerb {
     /// Write what Redis holds as a document: TOML, with -o yaml YAML, with -o json or jsonl JSON.
     ///
-    /// Applying what was exported changes nothing. Schedules that code declares are not in it.
+    /// Applying what was exported changes nothing. Schedules that code declares are not in it. What is more than a document
+    /// may hold (1 MiB, 10 000 queues) cannot be applied, and that is said: export queues by their names then.
     #[command(after_long_help = DOCUMENT)]
     Export {
         /// Only these queues.
@@ -169,5 +171,20 @@ fn variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("write NAME=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use switchback_gates::rollout::Spec;
+
+    #[test]
+    fn the_help_names_every_field_of_a_rollout() {
+        let spec = serde_json::to_value(Spec::default()).unwrap();
+        let fields = spec.as_object().unwrap().keys().filter(|field| *field != "to");
+        let missing: Vec<&String> = fields
+            .filter(|field| !super::DOCUMENT.contains(field.as_str()))
+            .collect();
+        assert!(missing.is_empty(), "{missing:?}");
     }
 }

@@ -119,8 +119,8 @@ malformed: not JSON, which no version can read. left_out: tasks too large for th
     /// Write the gate of an earlier revision again, as a new revision.
     ///
     /// All of it: active, candidate, percent, pins, targets, and whether it is paused. Refused when it names a version that
-    /// is not known any more, and, without --force, when no live worker has one of them. Exits with 4 when the history does
-    /// not keep that revision.
+    /// is not known any more or retired, and, without --force, when one that gets more of the tasks is not ready for them
+    /// (`gate check`). Exits with 4 when the history does not keep that revision.
     #[command(after_long_help = CHANGE_JSON)]
     Revert {
         #[arg(value_name = "TYPE")]
@@ -128,7 +128,7 @@ malformed: not JSON, which no version can read. left_out: tasks too large for th
         /// The revision whose gate is to be in force again.
         #[arg(long, value_name = "N")]
         to_rev: u64,
-        /// Obey even if no live worker has a version of it: its tasks wait until one joins.
+        /// Obey even if a version of it is not ready. What speaks against it goes into the history.
         #[arg(long)]
         force: bool,
         /// What becomes of attempts that run on versions which get nothing any more.

@@ -98,13 +98,18 @@ async fn export(
             .queues
             .retain(|name, _| task_types.iter().any(|task_type| task_type.as_str() == name));
     }
-    match out.format() {
-        Format::Table => {
-            let text = document.render(Syntax::Toml).map_err(Failure::Other)?;
-            Ok(out.text(&text)?)
-        }
-        Format::Json | Format::Yaml | Format::Jsonl => out.value(&document, |_| String::new()),
+    let (text, syntax) = match out.format() {
+        Format::Table => (document.render(Syntax::Toml).map_err(Failure::Other)?, Syntax::Toml),
+        Format::Yaml => (out.render(&document)?, Syntax::Yaml),
+        Format::Json | Format::Jsonl => (out.render(&document)?, Syntax::Json),
+    };
+    if let Err(mistake) = Document::parse(&text, syntax) {
+        let mistake = plain(&mistake.to_string());
+        warn(format_args!(
+            "this cannot be applied as it is: {mistake}. Queues can be exported one by one, by their names"
+        ));
     }
+    Ok(out.text(&text)?)
 }
 
 /// What a revision left in force, as it was written down.
@@ -119,7 +124,7 @@ async fn kept(context: &Context, rev: u64) -> Result<Document, Failure> {
     };
     if found.document.is_empty() {
         return Err(Failure::Refused(format!(
-            "revision {rev} of {namespace} was too long to be kept: its changes are in `switchback config history`"
+            "revision {rev} of {namespace} was more than is kept: its changes are in `switchback config history`"
         )));
     }
     Document::parse(&found.document, Syntax::Json).map_err(|e| {

@@ -24,7 +24,7 @@ use crate::{
     hints::{Facts, Hint, Level, hints},
     output::{Output, sheet, table, tell},
     text::count,
-    view::{Made, VersionView, is_live, names, versions, words},
+    view::{Made, VersionView, names, versions, words},
 };
 
 /// Queues looked at at once.
@@ -64,6 +64,8 @@ pub(crate) struct DepthView {
     in_flight: u64,
     delayed: u64,
     dead: u64,
+    /// Of a newer format than this release knows.
+    newer: u64,
     streams: Vec<StreamView>,
 }
 
@@ -102,6 +104,7 @@ impl DepthView {
             in_flight: depth.in_flight(),
             delayed: depth.delayed,
             dead: depth.dead,
+            newer: depth.newer,
             streams,
         }
     }
@@ -138,7 +141,7 @@ pub(crate) async fn look(context: &Context, queue: &Queue, now_us: u64) -> Resul
         history: &history,
         now_us,
     });
-    let live = sessions.iter().filter(|s| is_live(s));
+    let live = sessions.iter().filter(|s| s.is_live());
     let confirmed = shown.as_ref().map_or(0, |g| {
         live.clone().filter(|s| s.rev.is_some_and(|rev| rev >= g.rev)).count()
     });
@@ -226,8 +229,12 @@ async fn show(context: &Context, out: &mut Output, queue: &Queue) -> Result<(), 
     out.value(&view, |out| {
         let mut text = sheet(&heading(&view, now));
         let depth = &view.depth;
+        let newer = match depth.newer {
+            0 => String::new(),
+            n => format!(" · {n} of a newer format"),
+        };
         text.push_str(&format!(
-            "TASKS     {} waiting · {} in flight · {} delayed · {} dead\n\n",
+            "TASKS     {} waiting · {} in flight · {} delayed · {} dead{newer}\n\n",
             depth.waiting_words(),
             depth.in_flight,
             depth.delayed,

@@ -11,7 +11,7 @@ use switchback_common::{
         enqueue::EnqueueStore,
         inspect,
         schedule::{Change, Found, ScheduleStore, Written, json},
-        session::SessionStore,
+        session::{SessionInfo, SessionStore},
     },
 };
 
@@ -23,7 +23,6 @@ use crate::{
     exit::Failure,
     output::{Output, sheet, table, tell, warn},
     text::{ago, brief, lossless, plain, rfc3339},
-    view::is_live,
 };
 
 /// Times a change is judged anew because somebody else changed the schedule in between.
@@ -538,7 +537,7 @@ async fn warnings(
     // What cannot be read now is not worth a failure.
     if after.is_some_and(|after| !after.paused)
         && let Ok(sessions) = SessionStore::new(&context.store, queue).list().await
-        && !sessions.iter().any(is_live)
+        && !sessions.iter().any(SessionInfo::is_live)
     {
         out.push(format!("{queue} has no live worker: nothing fires until one joins"));
     }

@@ -32,7 +32,7 @@ use crate::{
     exit::Failure,
     output::{Output, sheet, table},
     text::{ago, lossless, plain, rfc3339},
-    view::{ErrorView, error_lines, is_live, whereabouts},
+    view::{ErrorView, error_lines, whereabouts},
 };
 
 /// Entries of the log that a look-up reads at most, and per request.
@@ -348,7 +348,7 @@ async fn view_of(
         let sessions = SessionStore::new(&context.store, queue).list().await?;
         let info = sessions.iter().find(|s| s.id.as_str() == session);
         let record = info.and_then(|s| s.record.as_ref());
-        let live = info.is_some_and(is_live);
+        let live = info.is_some_and(|session| session.is_live());
         let held_us = u64::try_from(found.held_for.as_micros()).unwrap_or(u64::MAX);
         let since_us = now.saturating_sub(held_us);
         let key = view.key.clone().unwrap_or_else(|| view.id.clone());

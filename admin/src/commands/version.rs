@@ -20,7 +20,7 @@ use crate::{
     output::{Output, table, tell, warn},
     readiness,
     text::{ago, brief, count, rfc3339},
-    view::{self, VersionView, has, whereabouts},
+    view::{self, VersionView, whereabouts},
 };
 
 const MINUTES: u64 = 60;
@@ -284,7 +284,7 @@ async fn retire(
 ) -> Result<(), Failure> {
     let task_type = &queue.task_type;
     let live = context.gates.live_sessions(queue).await?;
-    let having: Vec<String> = live.iter().filter(|s| has(s, &version)).map(whereabouts).collect();
+    let having: Vec<String> = live.iter().filter(|s| s.has(&version)).map(whereabouts).collect();
     let mut warnings = Vec::new();
     if let Some(first) = having.first() {
         let text = format!(

@@ -17,7 +17,7 @@ use crate::{
     exit::Failure,
     output::{Output, table, tell},
     text::{ago, plain, rfc3339},
-    view::{is_live, running, whereabouts},
+    view::whereabouts,
 };
 
 pub(crate) async fn run(context: &Context, out: &mut Output, verb: WorkerVerb) -> Result<(), Failure> {
@@ -80,7 +80,7 @@ impl Row {
     fn of(queue: &Queue, rev: Option<u64>, session: &SessionInfo) -> Self {
         let record = session.record.as_ref();
         let started_us = record.map(|r| r.started_ms.saturating_mul(1_000));
-        let live = is_live(session);
+        let live = session.is_live();
         Self {
             queue: queue.to_string(),
             session: session.id.to_string(),
@@ -96,7 +96,7 @@ impl Row {
             concurrency: record.map(|r| r.concurrency),
             rev: session.rev,
             behind: live && rev.is_some_and(|rev| session.rev.is_none_or(|seen| seen < rev)),
-            running: running(session),
+            running: session.running(),
             open: session.open.clone(),
             lease_ms: session.lease.and_then(|lease| u64::try_from(lease.as_millis()).ok()),
             started_at: started_us.and_then(rfc3339),

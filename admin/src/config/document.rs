@@ -19,8 +19,8 @@ use crate::config::rollout::validate_rollout;
 
 /// Longest document, rendered or not: 1 MiB.
 pub(crate) const MAX_DOCUMENT: usize = 1024 * 1024;
-/// Most queues of one document.
-pub(crate) const MAX_QUEUES: usize = 1_000;
+/// Most queues of one document. Larger namespaces are exported and applied in parts.
+const MAX_QUEUES: usize = 10_000;
 /// Most pins, and most targets, of a gate, as seal has it.
 const MAX_PINS: usize = 1_000;
 const MAX_TARGETS: usize = 100;

@@ -20,13 +20,14 @@ use crate::{
     },
     context::Context,
     exit::Failure,
-    text::{ago, plain, rfc3339},
+    text::{plain, rfc3339},
+    view::made,
 };
 
 /// How far back the history of a gate is searched.
 const HISTORY: usize = 1_000;
 /// And the log of a queue.
-const LOG: usize = 10_000;
+const LOG: u64 = 10_000;
 
 /// Who changed a field last.
 #[derive(Debug, Serialize)]
@@ -67,15 +68,8 @@ impl Who {
 
     /// `3 m ago by alice (cli): a big import`
     pub(crate) fn words(&self, now_us: u64) -> String {
-        let mut out = ago(now_us, self.at_us);
-        if !self.by.is_empty() {
-            out.push_str(&format!(" by {}", plain(&self.by)));
-        }
-        out.push_str(&format!(" ({})", plain(&self.source)));
-        if !self.why.is_empty() {
-            out.push_str(&format!(": {}", plain(&self.why)));
-        }
-        out
+        let source = format!("({})", plain(&self.source));
+        made(now_us, self.at_us, &self.by, &source, &self.why)
     }
 }
 

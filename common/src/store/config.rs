@@ -18,8 +18,6 @@ use crate::{envelope::clip, id::StreamId, name::Namespace};
 const MAX_ENTRIES: usize = 2_000;
 /// Most bytes kept, all entries together: 16 MiB.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
-/// Longest document kept with a revision: 1 MiB. A longer one is not kept, and its revision cannot be gone back to.
-pub const MAX_DOCUMENT: usize = 1024 * 1024;
 /// Entries read at once: with the longest documents 8 MiB.
 const PAGE: usize = 8;
 
@@ -44,7 +42,7 @@ pub struct Begin<'a> {
     pub changed: usize,
     /// JSON: reasons against it that were passed over; empty for none.
     pub forced: &'a str,
-    /// JSON: the whole namespace as it is to be; empty if it is too long.
+    /// JSON: the whole namespace as it is to be; empty if that is more than a document may hold.
     pub document: &'a str,
 }
 
@@ -82,7 +80,7 @@ pub struct Revision {
     pub changed: u64,
     /// JSON; empty for none.
     pub forced: String,
-    /// JSON; empty if it was too long.
+    /// JSON; empty if it was more than a document may hold.
     pub document: String,
     /// Of `stopped`: why.
     pub text: String,

@@ -414,19 +414,6 @@ impl GateStore {
         let entries = reply::entries("gate history", link.run(cmd).await?)?;
         Ok(entries.into_iter().map(history_entry).collect())
     }
-
-    /// Every version ever registered, with the JSON of when and by which build.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
-    pub async fn versions(&self) -> Result<Fields, StoreError> {
-        let link = self.store.warm().await?;
-        let mut cmd = Cmd::new();
-        cmd.arg("HGETALL").arg(&self.keys[3]);
-        let mut fields = reply::fields("versions", link.run(cmd).await?)?;
-        fields.retain(|(name, _)| !name.starts_with(b":"));
-        Ok(fields)
-    }
 }
 
 fn history_entry(entry: reply::Entry) -> HistoryEntry {

@@ -264,28 +264,6 @@ async fn waiting(store: &Store, stream: &str) -> Result<GroupInfo, StoreError> {
     count::complete(store, stream, group(store, stream).await?).await
 }
 
-/// Up to `count` dead letters before `before`, newest first.
-///
-/// # Errors
-/// When Redis does not answer.
-pub async fn dead(
-    store: &Store,
-    queue: &Queue,
-    before: Option<StreamId>,
-    count: usize,
-) -> Result<Vec<Entry>, StoreError> {
-    let link = store.cold().await?;
-    let from = before.map_or_else(|| "+".to_owned(), |id| format!("({id}"));
-    let mut cmd = Cmd::new();
-    cmd.arg("XREVRANGE")
-        .arg(store.keyspace().render(&Key::Dead(queue.clone())))
-        .arg(from)
-        .arg("-")
-        .arg("COUNT")
-        .arg(count);
-    reply::entries("dead letters", link.run(cmd).await?)
-}
-
 /// Where a task was found.
 #[derive(Debug, Clone)]
 pub struct Found {

@@ -8,6 +8,7 @@ use super::{
     connect::Store,
     error::StoreError,
     keyspace::Key,
+    notes::{self, Kinds},
     reply::{self, field_number, field_text},
 };
 use crate::{
@@ -390,31 +391,26 @@ pub struct Remark {
 ///
 /// # Errors
 /// When Redis does not answer.
-pub async fn remarks(store: &Store, queue: &Queue, most: usize) -> Result<Vec<Remark>, StoreError> {
-    const PAGE: usize = 500;
-    let link = store.cold().await?;
-    let (mut out, mut from) = (Vec::new(), "+".to_owned());
-    for _ in 0..most.div_ceil(PAGE) {
-        let mut cmd = Cmd::new();
-        cmd.arg("XREVRANGE").arg(key(store, queue)).arg(&from).arg("-");
-        cmd.arg("COUNT").arg(PAGE);
-        let entries = reply::entries("log", link.run(cmd).await?)?;
-        let Some(last) = entries.last() else { break };
-        from = format!("({}", last.id);
-        for entry in entries {
-            let fields = entry.fields.unwrap_or_default();
-            let text = |name| field_text(&fields, name);
-            if matches!(text("kind").as_str(), "limits" | "policy" | "schedule_changed") {
-                out.push(Remark {
-                    id: entry.id,
-                    kind: text("kind"),
-                    by: text("by"),
-                    why: text("why"),
-                    after: text("after"),
-                    text: text("text"),
-                });
+pub async fn remarks(store: &Store, queue: &Queue, most: u64) -> Result<Vec<Remark>, StoreError> {
+    let kinds = Kinds::Only(&["limits", "policy", "schedule_changed"]);
+    let (mut out, mut looked) = (Vec::new(), 0);
+    let mut from = Some(notes::start(None));
+    // P10: attempts, of which an entry may hold a thousand, stay where they are.
+    while let Some(start) = from.filter(|_| looked < most) {
+        let page = notes::page(store, queue, &start, 0, notes::WHOLE, kinds).await?;
+        looked += page.looked;
+        from = page.next;
+        out.extend(page.notes.into_iter().map(|note| {
+            let text = |name| field_text(&note.fields, name);
+            Remark {
+                id: note.id,
+                by: text("by"),
+                why: text("why"),
+                after: text("after"),
+                text: text("text"),
+                kind: note.kind,
             }
-        }
+        }));
     }
     Ok(out)
 }

@@ -13,6 +13,10 @@ use redis::Value;
 /// Entries that one call looks at, and gives, at most.
 const LOOKED_AT: usize = 1_000;
 const GIVEN: usize = 200;
+/// Bytes to which a value is cut, as people read it.
+pub const BRIEF: usize = 2_000;
+/// The same where it is compared: no value that a command wrote beside the attempts is longer.
+pub const WHOLE: usize = 64 * 1024;
 
 /// Which entries are wanted.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +27,7 @@ pub enum Kinds<'a> {
     Not(&'a [&'a str]),
 }
 
-/// An entry, as it stands there; long values are cut.
+/// An entry, as it stands there; values that are too long are cut.
 #[derive(Debug, Clone)]
 pub struct Note {
     /// Its id.
@@ -51,7 +55,7 @@ pub fn start(until_ms: Option<u64>) -> String {
     until_ms.map_or_else(|| "+".to_owned(), |ms| ms.to_string())
 }
 
-/// A page of entries from `from` on, none older than `since_ms`.
+/// A page of entries from `from` on, none older than `since_ms`, values cut to `value` bytes.
 ///
 /// # Errors
 /// When Redis does not answer.
@@ -60,12 +64,13 @@ pub async fn page(
     queue: &Queue,
     from: &str,
     since_ms: u64,
+    value: usize,
     kinds: Kinds<'_>,
 ) -> Result<Page, StoreError> {
     let link = store.cold().await?;
     let mut call = script::NOTES_PAGE.prepare_invoke();
     call.key(store.keyspace().render(&Key::Log(queue.clone())));
-    call.arg(from).arg(since_ms).arg(LOOKED_AT).arg(GIVEN);
+    call.arg(from).arg(since_ms).arg(LOOKED_AT).arg(GIVEN).arg(value);
     let (word, kinds) = match kinds {
         Kinds::Only(kinds) => ("only", kinds),
         Kinds::Not(kinds) => ("not", kinds),

@@ -12,7 +12,7 @@ use super::{
     error::StoreError,
     gate::{GateStore, Sealed, or_lost, parse_state},
     keyspace::Key,
-    policy::is_of_another_type,
+    policy::{self, is_of_another_type},
     reply, script,
 };
 use crate::{
@@ -340,17 +340,12 @@ impl RolloutStore {
         reply::text("version", or_lost(link.run(cmd).await)?)
     }
 
-    /// What people wished for the rollouts of this queue: JSON, empty if nothing.
+    /// What people wished for the rollouts of this queue: JSON, empty if nothing, or if the key is of another type.
     ///
     /// # Errors
     /// When Redis does not answer.
     pub async fn policy(&self) -> Result<String, StoreError> {
-        let link = self.store.warm().await?;
-        let mut cmd = Cmd::new();
-        cmd.arg("HGET")
-            .arg(self.key(&Key::Policy(self.queue.clone())))
-            .arg("rollout");
-        reply::text("policy", link.run(cmd).await?)
+        Ok(policy::read(&self.store, &self.queue).await?.rollout)
     }
 
     /// The queue's gate, as read now; `None` if there is none.

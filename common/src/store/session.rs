@@ -1,6 +1,6 @@
 //! Sessions in Redis: joining, renewing, publishing, leaving, reaping.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use redis::{Cmd, Value};
 
@@ -133,6 +133,28 @@ pub struct SessionInfo {
     pub reaping: bool,
     /// How long its lease still runs; `None` if it is gone.
     pub lease: Option<Duration>,
+}
+
+impl SessionInfo {
+    /// Whether it may still start something.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.lease.is_some() && !self.reaping
+    }
+
+    /// Whether it has this version.
+    #[must_use]
+    pub fn has(&self, version: &Version) -> bool {
+        self.record
+            .as_ref()
+            .is_some_and(|record| record.versions.contains(version))
+    }
+
+    /// Attempts running per version, as it last published them. What makes no sense says nothing.
+    #[must_use]
+    pub fn running(&self) -> BTreeMap<Version, u64> {
+        serde_json::from_str(&self.running).unwrap_or_default()
+    }
 }
 
 /// One consumer of one stream with something pending, or idle for long.

@@ -205,7 +205,7 @@ impl Driver {
         record.observe(now_us, gate.paused, &blocks);
         if self.live.0.elapsed() >= TRY_EVERY {
             let sessions = self.session.sessions.list().await?;
-            let live = sessions.into_iter().filter(|s| s.lease.is_some() && !s.reaping);
+            let live = sessions.into_iter().filter(SessionInfo::is_live);
             self.live = (Moment::now(), live.collect());
         }
         let set_by = match record.agrees_with(&gate) {
@@ -339,16 +339,11 @@ impl Driver {
     }
 
     fn with(&self, version: &Version) -> usize {
-        let has = |s: &&SessionInfo| s.record.as_ref().is_some_and(|r| r.versions.contains(version));
-        self.live.1.iter().filter(has).count()
+        self.live.1.iter().filter(|s| s.has(version)).count()
     }
 
     fn running(&self, version: &Version) -> u64 {
-        let of = |s: &SessionInfo| {
-            let running: std::collections::BTreeMap<Version, u64> =
-                serde_json::from_str(&s.running).unwrap_or_default();
-            running.get(version).copied().unwrap_or(0)
-        };
-        self.live.1.iter().map(of).sum()
+        let of = |s: &SessionInfo| s.running().get(version).copied();
+        self.live.1.iter().filter_map(of).sum()
     }
 }

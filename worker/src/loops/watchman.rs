@@ -52,11 +52,7 @@ async fn look(session: &Session) -> Result<Duration, StoreError> {
         return Ok(LOOK_EVERY);
     }
     let sessions = session.sessions.list().await?;
-    let has = |version: &Version| {
-        let live = sessions.iter().filter(|s| s.lease.is_some() && !s.reaping);
-        live.filter_map(|s| s.record.as_ref())
-            .any(|r| r.versions.contains(version))
-    };
+    let has = |version: &Version| sessions.iter().any(|s| s.is_live() && s.has(version));
     let absent: Vec<Version> = lacked.into_iter().filter(|v| !has(v)).cloned().collect();
     let fleet = u32::try_from(sessions.len()).unwrap_or(u32::MAX) / FLEET + 1;
     if absent.is_empty() && !absence::is_noted(&session.store, &session.queue).await? {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use switchback_common::{
     Namespace, StoreError,
     clock::Moment,
-    store::config::{self, Begin, Begun, MAX_DOCUMENT},
+    store::config::{self, Begin, Begun},
 };
 use switchback_gates::admin::operation_id;
 
@@ -222,11 +222,12 @@ async fn begin(
         .map(|queue| (queue.name.to_owned(), queue.after.clone()));
     after.queues.extend(become_of);
     let mut document = after.render(Syntax::Json).map_err(Failure::Other)?;
-    if document.len() > MAX_DOCUMENT {
+    // Only what can be read again is worth keeping: people may have made more by hand than a document may hold.
+    if let Err(mistake) = Document::parse(&document, Syntax::Json) {
         warn(format_args!(
-            "the configuration of {} is {} bytes: longer than a revision keeps, which cannot be reverted to",
+            "the configuration of {} is more than a revision keeps, and this one cannot be reverted to: {}",
             context.namespace,
-            document.len()
+            plain(&mistake.to_string())
         ));
         document = String::new();
     }

@@ -10,7 +10,7 @@ use crate::{
     exit::Failure,
     output::{Output, tell, warn},
     text::{ago, plain},
-    view::{has, words},
+    view::words,
 };
 
 pub(super) async fn rollback(
@@ -56,7 +56,7 @@ pub(super) async fn rollback(
     let answer = change::send(context, queue, &change::request(&fields, options)).await?;
     let mut warnings = Vec::new();
     match context.gates.live_sessions(queue).await {
-        Ok(live) if !live.iter().any(|s| has(s, &target)) => {
+        Ok(live) if !live.iter().any(|s| s.has(&target)) => {
             let text = format!(
                 "no live worker has {target}: rolled back all the same, its tasks wait in their lane until a worker with {target} joins"
             );

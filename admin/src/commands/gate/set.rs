@@ -10,7 +10,7 @@ use crate::{
     exit::Failure,
     output::{Output, tell, warn},
     readiness::{self, Verdict},
-    view::{has, is_live, words},
+    view::words,
 };
 
 /// Times a `set` is judged anew because somebody else changed the gate in between.
@@ -130,7 +130,7 @@ pub(super) async fn pause(
     {
         let sessions = SessionStore::new(&context.store, queue).list().await?;
         for version in gate.reachable() {
-            if !sessions.iter().any(|s| is_live(s) && has(s, &version)) {
+            if !sessions.iter().any(|s| s.is_live() && s.has(&version)) {
                 let text = format!("no live worker has {version}: its tasks wait until one joins");
                 warn(&text);
                 warnings.push(text);

@@ -7,7 +7,8 @@ use switchback_gates::certificate::{Revision, Revisions, Spell};
 use crate::{
     context::Context,
     exit::Failure,
-    text::{ago, plain, rfc3339},
+    text::{plain, rfc3339},
+    view::made,
 };
 
 /// All revisions that the history keeps.
@@ -100,14 +101,8 @@ impl RevisionView {
 
     /// `revision 18, 2 m ago by alice (cli): bounces doubled`
     pub(crate) fn words(&self, now_us: u64) -> String {
-        let mut out = format!("revision {}, {}", self.rev, ago(now_us, self.at_us));
-        if !self.by.is_empty() {
-            out.push_str(&format!(" by {}", plain(&self.by)));
-        }
-        out.push_str(&format!(" ({})", plain(&self.source)));
-        if !self.why.is_empty() {
-            out.push_str(&format!(": {}", plain(&self.why)));
-        }
-        out
+        let source = format!("({})", plain(&self.source));
+        let made = made(now_us, self.at_us, &self.by, &source, &self.why);
+        format!("revision {}, {made}", self.rev)
     }
 }

@@ -18,7 +18,6 @@ use crate::{
     exit::Failure,
     output::{Output, table, tell, warn},
     text::plain,
-    view::{is_live, running},
 };
 
 #[derive(Debug, Serialize)]
@@ -72,8 +71,8 @@ pub(super) async fn run(context: &Context, out: &mut Output, queue: &Queue, edit
     let waiting = limits::fullness(&link, store, queue).await?.waiting;
     let dead = DeadStore::new(store, queue).count().await?;
     let sessions = SessionStore::new(store, queue).list().await?;
-    let live = sessions.iter().filter(|session| is_live(session));
-    let at_once = live.flat_map(|session| running(session).into_values()).sum();
+    let live = sessions.iter().filter(|session| session.is_live());
+    let at_once = live.flat_map(|session| session.running().into_values()).sum();
     let defaults = Limits::default();
     let limits = Limit::ALL.map(|limit| LimitView {
         name: limit.name(),

@@ -163,7 +163,7 @@ pub(super) async fn log(context: &Context, out: &mut Output, queue: &Queue, filt
                 ));
                 break;
             }
-            let page = notes::page(&context.store, queue, &from, since / 1_000, kinds).await?;
+            let page = notes::page(&context.store, queue, &from, since / 1_000, notes::BRIEF, kinds).await?;
             looked += page.looked;
             let notes = page
                 .notes

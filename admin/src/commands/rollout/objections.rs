@@ -10,10 +10,7 @@ use switchback_gates::{
     rollout::{Record, RolledBack, Spec, rolled_back},
 };
 
-use crate::{
-    text::{ago, count, plain},
-    view::has,
-};
+use crate::text::{ago, count, plain};
 
 /// What is known before a start.
 pub(super) struct Facts<'a> {
@@ -89,7 +86,7 @@ pub(super) fn objections(facts: &Facts<'_>) -> Vec<Objection> {
             ),
         );
     }
-    let with = |version: &Version| facts.live.iter().filter(|s| has(s, version)).count();
+    let with = |version: &Version| facts.live.iter().filter(|s| s.has(version)).count();
     match with(to) {
         0 => object(true, format!("no live worker has {to}")),
         n if n < facts.spec.min_workers => {
@@ -106,7 +103,7 @@ pub(super) fn objections(facts: &Facts<'_>) -> Vec<Objection> {
     }
     // P3: there must be somewhere to go back to.
     let from = &shown.gate.active;
-    let holds = |s: &&SessionInfo| has(s, from) && s.open.contains(from);
+    let holds = |s: &&SessionInfo| s.has(from) && s.open.contains(from);
     if with(from) == 0 {
         object(true, format!("no live worker has {from}, which a rollback would go to"));
     } else if facts.live.iter().filter(holds).count() == with(from) {

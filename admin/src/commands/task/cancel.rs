@@ -11,6 +11,7 @@ use switchback_common::{
 
 use crate::{
     args::CancelOptions,
+    change::signature,
     context::Context,
     exit::Failure,
     output::{Output, table},
@@ -43,10 +44,11 @@ pub(crate) async fn run(
     options: CancelOptions,
 ) -> Result<(), Failure> {
     context.require(queue).await?;
+    let (by, why) = signature(options.by.as_deref(), options.why.as_deref());
     let request = CancelRequest {
         only_unstarted: options.unstarted,
-        by: options.by.or_else(|| std::env::var("USER").ok()).unwrap_or_default(),
-        why: options.why.unwrap_or_default(),
+        by,
+        why,
     };
     let mut views = Vec::with_capacity(ids.len());
     let (mut missing, mut refused) = (0, 0);

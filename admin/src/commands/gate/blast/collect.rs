@@ -23,13 +23,7 @@ use switchback_gates::{
 use tokio::time::Instant;
 
 use super::{Ask, spill::Spill, temporary};
-use crate::{
-    context::Context,
-    exit::Failure,
-    output::tell,
-    text::count,
-    view::{is_live, running},
-};
+use crate::{context::Context, exit::Failure, output::tell, text::count};
 
 /// Attempts that one page of the log should bring: an entry may have one or a thousand.
 const PAGE_ATTEMPTS: usize = 20_000;
@@ -157,9 +151,9 @@ async fn hold(
             reader.session(&session.id, &record.versions);
         }
     }
-    let live = || sessions.iter().filter(|s| is_live(s));
+    let live = || sessions.iter().filter(|s| s.is_live());
     let mut out = Running {
-        published: live().filter_map(|s| running(s).get(version).copied()).sum(),
+        published: live().filter_map(|s| s.running().get(version).copied()).sum(),
         held: 0,
         held_complete: true,
     };
