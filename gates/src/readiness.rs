@@ -240,8 +240,7 @@ fn of_workers(facts: &Facts<'_>, out: &mut Vec<Objection>) {
             return;
         }
     }
-    #[expect(clippy::cast_precision_loss, reason = "slots are far below 2^52")]
-    let slots = capacity.slots as f64;
+    let slots = many(capacity.slots);
     let Some(needed) = needed_slots(facts.load, facts.share) else {
         return;
     };
@@ -343,7 +342,7 @@ impl Shortage {
             needed,
             slots: capacity.slots,
         };
-        (needed > short.available()).then_some(short)
+        (needed > many(short.slots)).then_some(short)
     }
 
     /// Whether it is so however much the estimate is off, and not for a minute only: what is not looked at by a person may rely
@@ -354,14 +353,13 @@ impl Shortage {
             rate_per_sec: self.load.usual_per_sec,
             ..self.load
         };
-        needed_slots(usual, part(self.share)).is_some_and(|needed| needed > self.available() * DOUBT)
+        needed_slots(usual, part(self.share)).is_some_and(|needed| needed > many(self.slots) * DOUBT)
     }
+}
 
-    fn available(&self) -> f64 {
-        #[expect(clippy::cast_precision_loss, reason = "slots are far below 2^52")]
-        let slots = self.slots as f64;
-        slots
-    }
+#[expect(clippy::cast_precision_loss, reason = "slots are far below 2^52")]
+fn many(slots: u64) -> f64 {
+    slots as f64
 }
 
 impl fmt::Display for Shortage {

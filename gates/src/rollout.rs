@@ -158,6 +158,4 @@ pub(crate) fn micros(length: std::time::Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod garbage;
-#[cfg(test)]
 mod tests;

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use redis::Value;
 use switchback_common::{ConnectOptions, clock::Moment, store::log};
-use switchback_tests::{Link, Mode, Process, Witness, eventually, patience};
+use switchback_tests::{Link, Mode, eventually, patience};
 use switchback_worker::WorkerConfig;
 use tokio::net::TcpListener;
 
 use crate::{
     claims::watched,
     fixture::{Fixture, Seen},
+    pool::Pool,
 };
 
 const LONG: Duration = Duration::from_secs(30);
@@ -102,33 +103,6 @@ async fn a_redis_that_refuses_connections_is_tried_now_and_then() {
     );
 }
 
-struct Pool {
-    process: Process,
-    witness: Witness,
-    _directory: tempfile::TempDir,
-}
-
-fn pool(fixture: &Fixture, extra: &[&str]) -> Pool {
-    let directory = tempfile::TempDir::new().unwrap();
-    let file = directory.path().join("starts");
-    let mut witness = Witness::default();
-    witness.watch(&file);
-    let (url, file) = (fixture.server.url(), file.display().to_string());
-    let mut args = vec!["--redis", &url, "--versions", "v1", "--witness", &file];
-    args.extend(extra);
-    Pool {
-        process: Process::start("switchback-test-pool", args, [("RUST_LOG", "info")]),
-        witness,
-        _directory: directory,
-    }
-}
-
-impl Pool {
-    fn said(&self, what: &str) -> usize {
-        self.process.lines().iter().filter(|line| line.contains(what)).count()
-    }
-}
-
 // P5: what is wrong with one lane keeps nothing in the others, and is said in its own words, once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_lane_keeps_no_other_from_being_swept() {
@@ -148,7 +122,7 @@ async fn a_broken_lane_keeps_no_other_from_being_swept() {
     raw(&["XADD", &lane("v3"), "*", "payload", "{\"n\":3}"]).await;
     raw(&["XADD", &lane("v4"), "*", "payload", "{\"n\":4}"]).await;
     raw(&["XGROUP", "CREATE", &lane("v4"), "workers", "0"]).await;
-    let pool = pool(&fixture, &[]);
+    let pool = Pool::start(&fixture, &[]);
     eventually("the last lane is swept", patience(LONG), async || {
         pool.witness.ends() == [4]
     })
@@ -251,7 +225,7 @@ async fn tasks_that_wait_for_a_lost_gate_share_what_they_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_is_away_is_said_once() {
     let fixture = Fixture::new().await;
-    let pool = pool(&fixture, &["--lease-ms", "1000"]);
+    let pool = Pool::start(&fixture, &["--lease-ms", "1000"]);
     pool.process.wait_line("session begun").await;
     fixture
         .raw(&[
@@ -314,7 +288,7 @@ async fn a_broken_schedule_is_said_once_on_a_full_redis() {
     let hash = "sb:schedules:{test:probe}";
     fixture.raw(&["HSET", hash, "nightly", "{\"cron\":\"never\"}"]).await;
     fixture.raw(&["CONFIG", "SET", "maxmemory", "1"]).await;
-    let pool = pool(&fixture, &[]);
+    let pool = Pool::start(&fixture, &[]);
     pool.process.wait_line("this schedule is broken").await;
     let began = clock(&fixture).await;
     eventually("it was looked at again", LONG, async || {

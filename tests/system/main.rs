@@ -18,6 +18,7 @@ mod limits;
 mod options;
 mod poison;
 mod policy;
+mod pool;
 mod producers;
 mod recovery;
 mod results;

@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use redis::Value;
 use switchback_common::{ConnectOptions, store::log};
-use switchback_tests::{Link, Mode, Process, Witness, eventually, patience};
+use switchback_tests::{Link, Mode, eventually, patience};
 use switchback_worker::WorkerConfig;
 
-use crate::fixture::{Fixture, Seen};
+use crate::{
+    fixture::{Fixture, Seen},
+    pool::Pool,
+};
 
 const GATE_STATE: &str = "sb:gatestate:{test:job}";
 
@@ -38,34 +41,9 @@ async fn a_clean_stop_gives_everything_back_at_once() {
     assert_eq!(again.id, seen.all()[0].id, "the same task");
 }
 
-struct Pool {
-    process: Process,
-    witness: Witness,
-    _directory: tempfile::TempDir,
-}
-
+/// With a lease that outlasts a machine that stands still for a moment.
 fn pool(fixture: &Fixture, extra: &[&str]) -> Pool {
-    let directory = tempfile::TempDir::new().unwrap();
-    let file = directory.path().join("starts");
-    let mut witness = Witness::default();
-    witness.watch(&file);
-    let (url, file) = (fixture.server.url(), file.display().to_string());
-    let mut args = vec![
-        "--redis",
-        &url,
-        "--versions",
-        "v1",
-        "--witness",
-        &file,
-        "--lease-ms",
-        "3000",
-    ];
-    args.extend(extra);
-    Pool {
-        process: Process::start("switchback-test-pool", args, [("RUST_LOG", "info")]),
-        witness,
-        _directory: directory,
-    }
+    Pool::start(fixture, &[&["--lease-ms", "3000"], extra].concat())
 }
 
 async fn enqueue_probe(fixture: &Fixture, json: &str) {

@@ -180,6 +180,15 @@ impl Scene {
         self.fixture.set(&[("only", to), ("inflight", "revoke")]).await
     }
 
+    /// A flip to v1 that is in force, whoever has heard of it.
+    async fn flip(&self, inflight: &str) {
+        self.fixture
+            .raw(&["HSET", "sb:gate:{test:job}", "only", "v1", "inflight", inflight])
+            .await;
+        let gate = GateStore::new(&self.fixture.store, &self.fixture.queue);
+        gate.seal().await.unwrap();
+    }
+
     async fn wait(&self, id: &TaskId) -> Waited<u64> {
         self.fixture.producer.wait("job", id, patience(LONG)).await.unwrap()
     }
@@ -347,14 +356,7 @@ async fn a_snooze_counts_if_it_came_before_the_flip() {
         scene.ended(&early).await == [(1, Ended::Snoozed)]
     })
     .await;
-    scene
-        .fixture
-        .raw(&["HSET", "sb:gate:{test:job}", "only", "v1", "inflight", "revoke"])
-        .await;
-    GateStore::new(&scene.fixture.store, &scene.fixture.queue)
-        .seal()
-        .await
-        .unwrap();
+    scene.flip("revoke").await;
     scene.bench.open("b");
     assert_eq!(scene.wait(&early).await, Waited::Done(1));
     assert_eq!(scene.wait(&late).await, Waited::Done(1));
@@ -384,14 +386,7 @@ async fn whoever_waits_gets_the_result_that_counts() {
         })
         .await;
         let enqueued = inspect::time_us(&scene.fixture.store).await.unwrap();
-        scene
-            .fixture
-            .raw(&["HSET", "sb:gate:{test:job}", "only", "v1", "inflight", "revoke"])
-            .await;
-        GateStore::new(&scene.fixture.store, &scene.fixture.queue)
-            .seal()
-            .await
-            .unwrap();
+        scene.flip("revoke").await;
         eventually("the deadline has passed", patience(LONG), async || {
             inspect::time_us(&scene.fixture.store).await.unwrap() > enqueued + 1_600_000
         })
@@ -556,12 +551,7 @@ async fn the_rate_of_a_key_counts_revoked_starts() {
             .await
             .unwrap();
         scene.bench.started(before + 2).await;
-        let flip = ["HSET", "sb:gate:{test:job}", "only", "v1", "inflight", policy];
-        scene.fixture.raw(&flip).await;
-        GateStore::new(&scene.fixture.store, &scene.fixture.queue)
-            .seal()
-            .await
-            .unwrap();
+        scene.flip(policy).await;
         if !pushes {
             scene.bench.open("a");
         }
@@ -599,14 +589,7 @@ async fn of_a_mixed_batch_each_result_has_its_own_end() {
     }
     scene.bench.started(300).await;
     let first = scene.bench.starts.lock().unwrap().clone();
-    scene
-        .fixture
-        .raw(&["HSET", "sb:gate:{test:job}", "only", "v1", "inflight", "revoke"])
-        .await;
-    GateStore::new(&scene.fixture.store, &scene.fixture.queue)
-        .seal()
-        .await
-        .unwrap();
+    scene.flip("revoke").await;
     scene.bench.open("a");
     scene.bench.open("ok");
     scene.fixture.drained().await;
@@ -702,12 +685,7 @@ async fn what_was_settled_before_the_flip_stays_though_its_reply_is_lost() {
             scene.ended(&id).await == [(1, first)]
         })
         .await;
-        let flip = ["HSET", "sb:gate:{test:job}", "only", "v1", "inflight", "revoke"];
-        scene.fixture.raw(&flip).await;
-        GateStore::new(&scene.fixture.store, &scene.fixture.queue)
-            .seal()
-            .await
-            .unwrap();
+        scene.flip("revoke").await;
         link.set(Mode::Pass).await;
         assert_eq!(scene.wait(&id).await, Waited::Done(result), "{word}");
         scene.fixture.drained().await;

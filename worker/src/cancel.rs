@@ -17,12 +17,8 @@ use switchback_common::{
     StoreError, TaskId, Version,
     clock::Moment,
     envelope::Envelope,
-    store::{
-        cancel::{MAX_MARKS, Mark, marks},
-        gate::GateRead,
-    },
+    store::cancel::{MAX_MARKS, Mark, marks},
 };
-use switchback_gates::Verdict;
 use tokio_util::sync::CancellationToken;
 
 use crate::session::Session;
@@ -104,20 +100,12 @@ impl Cancels {
 }
 
 impl Session {
-    /// Takes a gate read in, and the marks and flips that it speaks of. Without news it costs two comparisons.
-    ///
-    /// # Errors
-    /// When Redis was needed and did not answer: start nothing.
-    pub(crate) async fn obey(&self, read: GateRead) -> Result<Verdict, StoreError> {
-        let verdict = self.view.obey(read).await?;
-        if let Verdict::Obey(obeyed) = &verdict {
-            self.blocks.signalled(obeyed.signals.rollout);
-            if self.cancels.known.load(Ordering::Acquire) != obeyed.signals.cancels {
-                self.learn_cancels(obeyed.signals.cancels).await?;
-            }
-            self.obey_stops(obeyed.signals.stops).await?;
+    /// Asks for the marks if the number that a gate read brought is news.
+    pub(crate) async fn obey_cancels(&self, value: u64) -> Result<(), StoreError> {
+        if self.cancels.known.load(Ordering::Acquire) == value {
+            return Ok(());
         }
-        Ok(verdict)
+        self.learn_cancels(value).await
     }
 
     async fn learn_cancels(&self, value: u64) -> Result<(), StoreError> {

@@ -9,8 +9,12 @@ use std::{
     time::Duration,
 };
 
-use switchback_common::{Queue, SessionId, Store, StreamId, clock::Moment, store::session::SessionStore};
-use switchback_gates::GateView;
+use switchback_common::{
+    Queue, SessionId, Store, StoreError, StreamId,
+    clock::Moment,
+    store::{gate::GateRead, session::SessionStore},
+};
+use switchback_gates::{GateView, Verdict};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -161,6 +165,20 @@ pub(crate) struct Session {
 }
 
 impl Session {
+    /// Takes a gate read in, and the marks and flips that it speaks of. Without news it costs two comparisons.
+    ///
+    /// # Errors
+    /// When Redis was needed and did not answer: start nothing.
+    pub(crate) async fn obey(&self, read: GateRead) -> Result<Verdict, StoreError> {
+        let verdict = self.view.obey(read).await?;
+        if let Verdict::Obey(obeyed) = &verdict {
+            self.blocks.signalled(obeyed.signals.rollout);
+            self.obey_cancels(obeyed.signals.cancels).await?;
+            self.obey_stops(obeyed.signals.stops).await?;
+        }
+        Ok(verdict)
+    }
+
     pub(crate) fn note_tip(&self, id: StreamId) {
         // Only ever grows; a torn pair would only name an id nearby, and it is evidence, not state.
         if id.ms >= self.tip.0.load(Ordering::Relaxed) {

@@ -1,5 +1,7 @@
 //! The rules of a rollout, against every order of events.
 
+mod garbage;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

@@ -76,12 +76,12 @@ for i = FIRST, #ARGV do
   end
   if not active and known(ARGV[i]) then active = ARGV[i] end
 end
-local known = listed or ''
+local groups = listed or ''
 for i = 8, #KEYS do
   if not has_group(KEYS[i]) then redis.call('XGROUP', 'CREATE', KEYS[i], 'workers', '0', 'MKSTREAM') end
-  if not (listed and had_group(i)) then known = known .. ' ' .. KEYS[i] end
+  if not (listed and had_group(i)) then groups = groups .. ' ' .. KEYS[i] end
 end
-if known ~= listed then redis.call('HSET', versions, ':groups', known) end
+if groups ~= listed then redis.call('HSET', versions, ':groups', groups) end
 local seeded = ''
 if first and active then
   local blank = { rev = 0, digest = '', active = active, candidate = '', percent = '0', pins = '', targets = '', paused = '0' }
