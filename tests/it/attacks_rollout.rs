@@ -64,6 +64,11 @@ async fn what_nobody_saw_overruled_can_be_aborted() {
         mail.shell.run("queue show mail").exits(OK).says("rollout abort mail");
         mail.shell.run("rollout promote mail").exits(REFUSED);
         mail.shell
+            .run("rollout status mail")
+            .exits(OK)
+            .tells("was set otherwise")
+            .tells("`switchback rollout abort mail` does");
+        mail.shell
             .run("rollout abort mail")
             .exits(OK)
             .tells("was set otherwise")

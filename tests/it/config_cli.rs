@@ -379,6 +379,15 @@ async fn templates_take_variables_per_environment() {
     ] {
         mail.shell.run(&format!("config {line}")).exits(USAGE).tells(why);
     }
+    // Its name does not say that it is a template.
+    mail.write(
+        "shop.toml",
+        "[queues.mail.gate]\ncandidate = \"{{ candidate }}\"\npercent = 1\n",
+    );
+    mail.shell
+        .run("config apply shop.toml")
+        .exits(USAGE)
+        .tells("If it is a template: give its variables with --var");
     assert_eq!(mail.rev(), 1);
     mail.shell
         .run("config apply shop.toml.j2 --vars vars.toml --env production")

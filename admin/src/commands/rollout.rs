@@ -384,13 +384,7 @@ impl On<'_> {
                 return Err(Failure::NotFound(format!("{} has no rollout", self.queue)));
             };
             record = self.observed(record, shown.gate.paused, now_us).await?;
-            if record.status.is_live() && !record.agrees_with(&shown.gate) {
-                let otherwise = format!(
-                    "the gate of {} was set otherwise ({}), which ends the rollout of {}",
-                    self.queue,
-                    words(&shown.gate),
-                    record.to
-                );
+            if let Some(otherwise) = self.otherwise(&record, &shown.gate) {
                 if done != "aborted" {
                     return Err(Failure::Refused(format!(
                         "{otherwise}: a worker says so within a second, and without one `switchback rollout abort {}` does",
@@ -421,6 +415,18 @@ impl On<'_> {
             }
         }
         Err(self.refused(Stepped::Stale))
+    }
+
+    /// That the gate is not as the rollout left it, and nobody has ended it yet.
+    fn otherwise(&self, record: &Record, gate: &Gate) -> Option<String> {
+        (record.status.is_live() && !record.agrees_with(gate)).then(|| {
+            format!(
+                "the gate of {} was set otherwise ({}), which ends the rollout of {}",
+                self.queue,
+                words(gate),
+                record.to
+            )
+        })
     }
 
     fn cannot_be(&self, done: &str, record: &Record, shown: &Shown) -> Failure {
@@ -496,6 +502,12 @@ impl On<'_> {
             let shares = [record.share(), record.spec.share_of(record.step + 1)];
             let short = self.shortage(&record.to, shares).await;
             view.short = short.map(|(_, short)| ShortView::of(&short));
+        }
+        if let Some(otherwise) = gate.as_ref().and_then(|gate| self.otherwise(&record, gate)) {
+            warn(format_args!(
+                "{otherwise}: a worker says so within a second, and without one `switchback rollout abort {}` does",
+                self.queue.task_type
+            ));
         }
         if paused && record.status.is_live() {
             let (queue, task_type) = (&self.queue, &self.queue.task_type);

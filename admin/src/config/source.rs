@@ -32,7 +32,16 @@ pub(crate) fn read(context: &mut Context, source: &DocumentSource) -> Result<Doc
         let variables = variables(source)?;
         text = template::render(&text, &variables).map_err(bad)?;
     }
-    let document = Document::parse(&text, syntax).map_err(|e| bad(e.to_string()))?;
+    let document = Document::parse(&text, syntax).map_err(|e| {
+        // Its name does not say so, and nobody gave a variable: what is wrong may be only that.
+        let forgotten = !templated && text.contains("{{");
+        let way = if forgotten {
+            ". If it is a template: give its variables with --var NAME=VALUE or --vars FILE"
+        } else {
+            ""
+        };
+        bad(format!("{e}{way}"))
+    })?;
     if let Some(name) = &document.namespace {
         if context.namespace_named && *name != context.namespace.as_str() {
             return Err(bad(format!(
