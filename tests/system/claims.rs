@@ -1,9 +1,6 @@
 //! What a claim costs.
 
-use std::time::Duration;
-
 use futures_util::StreamExt as _;
-use switchback_tests::{eventually, patience};
 
 use crate::fixture::Fixture;
 
@@ -93,9 +90,5 @@ async fn a_claim_under_an_unchanged_gate_runs_no_script() {
 async fn an_idle_worker_blocks_one_reader_per_queue() {
     let mut fixture = Fixture::new().await;
     let (_stop, _) = fixture.simple(&["v1"]).await;
-    eventually("one client is blocked", patience(Duration::from_secs(5)), async || {
-        let info: String = redis::from_redis_value(fixture.raw(&["INFO", "clients"]).await).unwrap();
-        info.lines().any(|line| line == "blocked_clients:1")
-    })
-    .await;
+    fixture.blocked(1).await;
 }

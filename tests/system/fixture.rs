@@ -230,6 +230,19 @@ impl Fixture {
         .await;
     }
 
+    /// Waits until so many claims wait on Redis: workers that are connected, and have nothing to do.
+    pub async fn blocked(&self, clients: usize) {
+        eventually(
+            "workers wait for tasks",
+            patience(Duration::from_secs(30)),
+            async || {
+                let info: String = redis::from_redis_value(self.raw(&["INFO", "clients"]).await).unwrap();
+                info.lines().any(|line| line == format!("blocked_clients:{clients}"))
+            },
+        )
+        .await;
+    }
+
     pub async fn raw(&self, args: &[&str]) -> Value {
         self.server.cli(args).await
     }

@@ -162,6 +162,8 @@ async fn a_claim_whose_reply_was_lost_runs_after_all() {
     let config =
         WorkerConfig::new(ConnectOptions::new(link.url()), "test".parse().unwrap()).lease(Duration::from_secs(5));
     fixture.worker(config, |t| t.version("v1", handler)).await;
+    // Before that it could not even connect, and would claim nothing.
+    fixture.blocked(1).await;
     link.set(Mode::DropReplies).await;
     fixture.enqueue(0..10).await;
     eventually(

@@ -64,14 +64,6 @@ async fn has_started(file: &Path, what: &[&str]) {
     .await;
 }
 
-async fn blocked(fixture: &Fixture, clients: usize) {
-    eventually("workers wait for tasks", patience(LONG), async || {
-        let info: String = redis::from_redis_value(fixture.raw(&["INFO", "clients"]).await).unwrap();
-        info.lines().any(|line| line == format!("blocked_clients:{clients}"))
-    })
-    .await;
-}
-
 /// Adds an entry to `stream` and takes all of the queue's rate `1/h` in the same moment, as a faster worker would: whoever
 /// waits for tasks believes that a start is left, and has a task that must wait for its time.
 async fn add_too_fast(fixture: &Fixture, queue: &str, stream: &str, payload: &str, deaths: &str) {
@@ -108,7 +100,7 @@ async fn a_suspect_waits_for_its_rate_before_it_wants_to_be_alone() {
     process.wait_line("session begun").await;
     add(&fixture, NEIGHBOUR, r#"{"n":1}"#, &[]).await;
     has_started(&file, &["1"]).await;
-    blocked(&fixture, 2).await;
+    fixture.blocked(2).await;
     add_too_fast(&fixture, "probe", PROBE_SUSPECT, r#"{"n":2}"#, "2").await;
     for n in 3..6 {
         add(&fixture, NEIGHBOUR, &format!("{{\"n\":{n}}}"), &[]).await;
@@ -248,7 +240,7 @@ async fn a_rate_that_is_raised_lets_those_start_that_wait_for_the_old_one() {
     let mut fixture = Fixture::new().await;
     fixture.raw(&["HSET", LIMITS, "rate", "1/h"]).await;
     let (_stop, seen) = fixture.simple(&["v1"]).await;
-    blocked(&fixture, 1).await;
+    fixture.blocked(1).await;
     add_too_fast(&fixture, "job", JOB, r#"{"n":1}"#, "0").await;
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     assert!(seen.all().is_empty(), "it waits");

@@ -286,11 +286,7 @@ async fn a_rate_holds_over_the_fleet() {
     fixture.drained().await;
     assert_paced(since, &gauge.starts(|_| true), 100.0, 5);
     // Whoever still claims without waiting has taken starts just before.
-    eventually("all wait for tasks", patience(Duration::from_secs(5)), async || {
-        let info: String = redis::from_redis_value(fixture.raw(&["INFO", "clients"]).await).unwrap();
-        info.lines().any(|line| line == "blocked_clients:3")
-    })
-    .await;
+    fixture.blocked(3).await;
     let since = Moment::now();
     for n in 150..200 {
         fixture.enqueue_one(n, "").await;
